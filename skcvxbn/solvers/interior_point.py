@@ -1,0 +1,198 @@
+"""Program (P) over few neurons, to high accuracy: a primal-dual interior point method.
+
+Every neuron has a fixed arrangement ``D_j`` and a fixed unit output direction ``u_j``:
+
+    minimise  1/2 || sum_j D_j A s_j u_j^T - Y ||_F^2 + beta * sum_j ||s_j||   s.t.  G_j s_j >= 0 ,
+
+``G_j = (2 D_j - I) A``. With slacks ``G_j s_j = z_j >= 0``, multipliers ``mu_j >= 0`` and a dual variable
+``||w_j|| <= 1`` for each norm, the perturbed optimality conditions are ``z * mu = tau`` and
+``w_j (||s_j||^2 + theta^2)^(1/2) = s_j``. Linearising the second as it stands (and not the norm) keeps
+Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999).
+
+The Newton matrix is ``F^T F + B`` with ``B`` block diagonal, one block of order ``rank + 1`` a neuron. With
+``B_j = L_j L_j^T`` and ``W = F L^-T`` it is solved through ``I + W^T W`` or, for one output, ``I + W W^T``,
+whichever is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from skcvxbn.solvers.base import Problem
+
+_TO_BOUNDARY = 0.995
+
+
+@dataclass
+class _Point:
+    """Iterate: neurons, slacks, multipliers of the cone constraints, dual variables of the norms."""
+
+    S: NDArray
+    slack: NDArray
+    multiplier: NDArray
+    W: NDArray
+
+
+def work_per_step(problem: Problem, n_neurons: int) -> float:
+    """Multiplications of one interior point step, roughly."""
+    n_samples, rank = problem.A.shape
+    unknowns = rank * n_neurons
+    smaller = min(unknowns, n_samples) if problem.Y.shape[1] == 1 else unknowns
+    return float(n_samples) * unknowns * smaller + float(smaller) ** 3 / 3
+
+
+def solve_over_arrangements(
+    problem: Problem,
+    patterns: NDArray,
+    U: NDArray,
+    S: NDArray,
+    *,
+    tol: float,
+    max_iter: int = 60,
+) -> NDArray:
+    """Optimal hidden directions for fixed arrangements and fixed output directions.
+
+    Parameters
+    ----------
+    problem : Problem
+        The training problem.
+    patterns : ndarray of bool, shape (n_samples, n_neurons)
+        Arrangement of every neuron.
+    U : ndarray of shape (n_neurons, n_outputs)
+        Unit output direction of every neuron.
+    S : ndarray of shape (rank + 1, n_neurons)
+        A guess, which need not be feasible; its size sets the scale.
+    tol : float
+        Relative duality gap to reach.
+    max_iter : int
+        Largest number of Newton steps.
+
+    Returns
+    -------
+    ndarray of shape (rank + 1, n_neurons)
+        The neurons; those the optimum does without are of negligible size.
+    """
+    A, beta = problem.A, problem.beta
+    D = patterns.astype(A.dtype)
+    sign = 2 * D - 1
+    n_samples, n_neurons = D.shape
+    point = _starting_point(problem, sign, S)
+    for _ in range(max_iter):
+        norms = np.linalg.norm(point.S, axis=0)
+        infeasibility = sign * (A @ point.S) - point.slack
+        R = problem.target - problem.without_bias((D * (A @ point.S)) @ U)
+        loss_gradient = -(A.T @ (D * (R @ U.T)))
+        gap = np.vdot(point.slack, point.multiplier) + beta * (norms - (point.W * point.S).sum(axis=0)).sum()
+        value = 0.5 * np.vdot(R, R) + beta * norms.sum()
+        if gap <= tol * value and np.linalg.norm(infeasibility, axis=0).max() <= tol * norms.max():
+            break
+        centrality = float(np.vdot(point.slack, point.multiplier)) / (n_samples * n_neurons)
+        theta = 0.1 * centrality * n_samples / beta
+        newton = _newton_matrix(problem, D, U, point, norms, theta)
+
+        def direction(
+            tau: float,
+            correction: NDArray | float,
+            theta: float,
+            point: _Point = point,
+            gradient: NDArray = loss_gradient,
+            infeasibility: NDArray = infeasibility,
+            norms: NDArray = norms,
+            newton: Callable[[NDArray], NDArray] = newton,
+        ) -> _Point:
+            smooth = np.sqrt(norms**2 + theta**2)
+            multiplier = (tau - correction - point.multiplier * infeasibility) / point.slack
+            dS = newton(A.T @ (sign * multiplier) - gradient - beta * point.S / smooth)
+            moved = sign * (A @ dS)
+            d_multiplier = multiplier - point.multiplier - point.multiplier / point.slack * moved
+            along = (point.S * dS).sum(axis=0) / smooth**2
+            dW = (point.S + dS) / smooth - point.W * (1 + along)
+            return _Point(dS, moved + infeasibility, d_multiplier, dW)
+
+        predictor = direction(0.0, 0.0, theta)
+        primal = _step_length(point.slack, predictor.slack)
+        dual = _step_length(point.multiplier, predictor.multiplier)
+        reached = np.vdot(
+            point.slack + primal * predictor.slack, point.multiplier + dual * predictor.multiplier
+        ) / (n_samples * n_neurons)
+        centring = float(reached / centrality) ** 3
+        move = direction(
+            centring * centrality, predictor.slack * predictor.multiplier, theta * max(centring, 0.1)
+        )
+        primal = _step_length(point.slack, move.slack)
+        dual = _step_length(point.multiplier, move.multiplier)
+        W = point.W + dual * move.W
+        point = _Point(
+            point.S + primal * move.S,
+            point.slack + primal * move.slack,
+            point.multiplier + dual * move.multiplier,
+            W / np.maximum(np.linalg.norm(W, axis=0), 1),
+        )
+    return point.S
+
+
+def _starting_point(problem: Problem, sign: NDArray, S: NDArray) -> _Point:
+    n_samples = len(sign)
+    typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.target)))
+    floor = typical / np.sqrt(n_samples)
+    slack = np.maximum(sign * (problem.A @ S), floor)
+    multiplier = np.full(sign.shape, problem.beta / np.sqrt(n_samples), dtype=S.dtype)
+    return _Point(S, slack, multiplier, np.zeros_like(S))
+
+
+def _newton_matrix(
+    problem: Problem, D: NDArray, U: NDArray, point: _Point, norms: NDArray, theta: float
+) -> Callable[[NDArray], NDArray]:
+    """Factorise ``F^T F + B`` and return the solver of its systems."""
+    A, beta = problem.A, problem.beta
+    rank, n_neurons = point.S.shape
+    smooth = np.sqrt(norms**2 + theta**2)
+    stiffness = point.multiplier / point.slack
+    blocks = np.matmul(A.T[None] * stiffness.T[:, None, :], A)
+    outer = point.W.T[:, :, None] * point.S.T[:, None, :]
+    blocks -= (beta / (2 * smooth**2))[:, None, None] * (outer + outer.transpose(0, 2, 1))
+    diagonal = np.arange(rank)
+    blocks[:, diagonal, diagonal] += (beta / smooth)[:, None]
+    # The relative shift only guards the factorisation against rounding.
+    blocks[:, diagonal, diagonal] *= 1 + 1e-12
+    L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
+
+    masked = np.matmul(A, L_inverse.transpose(0, 2, 1)) * D.T[:, :, None]
+    W = problem.without_bias(masked.transpose(1, 0, 2).reshape(len(A), n_neurons * rank))
+    if problem.Y.shape[1] == 1 and W.shape[1] > len(A):
+        W = W * np.repeat(U[:, 0], rank)
+        factor = linalg.cho_factor(_plus_identity(W @ W.T), lower=True, check_finite=False)
+
+        def solve(b: NDArray) -> NDArray:
+            return b - W.T @ linalg.cho_solve(factor, W @ b, check_finite=False)
+
+    else:
+        gram = (W.T @ W).reshape(n_neurons, rank, n_neurons, rank) * (U @ U.T)[:, None, :, None]
+        gram = gram.reshape(n_neurons * rank, n_neurons * rank)
+        factor = linalg.cho_factor(_plus_identity(gram), lower=True, check_finite=False)
+
+        def solve(b: NDArray) -> NDArray:
+            return linalg.cho_solve(factor, b, check_finite=False)
+
+    def newton(rhs: NDArray) -> NDArray:
+        scaled = np.matmul(L_inverse, rhs.T[:, :, None]).ravel()
+        solution = solve(scaled).reshape(n_neurons, rank, 1)
+        return np.matmul(L_inverse.transpose(0, 2, 1), solution)[:, :, 0].T
+
+    return newton
+
+
+def _plus_identity(M: NDArray) -> NDArray:
+    M.flat[:: len(M) + 1] += 1
+    return M
+
+
+def _step_length(x: NDArray, dx: NDArray) -> float:
+    """Largest step, at most one, that keeps `x` positive by a margin."""
+    shrink = float((-dx / x).max())
+    return min(1.0, _TO_BOUNDARY / shrink) if shrink > 0 else 1.0

@@ -1,0 +1,197 @@
+"""Global optimality over all arrangements by generating neurons (the default solver).
+
+The dual of the training problem has one constraint for every neuron, ``||R^T (A s)_+|| <= beta`` for all
+unit ``s``. A wide network is first trained by descent. Then, in rounds, the few neurons it needs are
+solved for exactly, the residual is searched for violated constraints, and the neurons that violate them
+join. The largest value the search finds turns the residual into a dual point, whose value bounds the
+optimum from below: this is the gap that is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
+from skcvxbn.solvers.descent import descend, random_network
+from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
+from skcvxbn.solvers.search import (
+    QUICK,
+    THOROUGH,
+    Candidates,
+    affordable_starts,
+    random_starts,
+    search,
+)
+
+# Multiplications an interior point step may cost before descent is the cheaper way to progress.
+_AFFORDABLE = 4e9
+_QUICK_STARTS = 128
+_DESCENT_STEPS = 50
+# Rounds that lower the objective by a smaller share than this are standing still: exact rounds go on while
+# that is some of the tolerance; descent, which cannot reach it, only while it pays.
+_STANDSTILL, _DESCENT_STANDSTILL = 0.3, 1e-3
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Neurons ``(A s_j)_+ u_j^T`` with unit ``u_j``, and the arrangement each is solved for in."""
+
+    S: NDArray
+    U: NDArray
+    patterns: NDArray
+    objective: float = np.inf
+
+    def __len__(self) -> int:
+        return len(self.U)
+
+    def take(self, which: NDArray) -> _Network:
+        return _Network(self.S[:, which], self.U[which], self.patterns[:, which])
+
+
+def generate_neurons(
+    problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None = None
+) -> Solution:
+    """Solve problem (N) over all arrangements.
+
+    Parameters
+    ----------
+    problem : Problem
+        The training problem.
+    options : Options
+        Tolerance, limits and the source of randomness.
+    start : tuple of ndarray, optional
+        Hidden directions and output weights of a network to improve on.
+
+    Returns
+    -------
+    Solution
+        Certificate "estimated": the lower bound holds if the final search found the largest violation.
+    """
+    network = best = _first_network(problem, options, start)
+    found = Candidates(network.S[:, :0], network.U[:0], np.zeros(0))
+    n_iter, standing_still, message = 0, 0, "max_iter was reached"
+    try:
+        for n_iter in range(1, options.max_iter + 1):
+            network = _refined(problem, network, options)
+            exact = _is_affordable(problem, network)
+            least = _STANDSTILL * options.tol if exact else max(options.tol, _DESCENT_STANDSTILL)
+            standing_still = standing_still + 1 if network.objective > (1 - least) * best.objective else 0
+            if network.objective < best.objective:
+                best = network
+            R = problem.residual(network.S, network.U)
+            found = _search(problem, R, network, found, options, thorough=False)
+            gap = _gap(problem, network, R, found)
+            if options.verbose:
+                print(
+                    f"round {n_iter:3d}  objective {network.objective:.8e}  gap {gap:.1e}"
+                    f"  neurons {len(network)}",
+                    flush=True,
+                )
+            if gap <= options.tol:
+                found = _search(problem, R, network, found, options, thorough=True)
+                if _gap(problem, network, R, found) <= options.tol:
+                    best, message = network, ""
+                    break
+            if standing_still >= (3 if exact else 1):
+                message = "the objective stands still"
+                break
+            network = _joined(problem, network, found, options)
+        if message:
+            R = problem.residual(best.S, best.U)
+            found = _search(problem, R, best, found, options, thorough=True)
+        lower_bound = problem.dual_bound(R, found.largest)
+    except KeyboardInterrupt:
+        message, lower_bound = "interrupted", 0.0
+    S, V = balanced(best.S, best.U)
+    objective = problem.objective(S, V)
+    # The bound can only exceed the objective by what the solver left undone.
+    lower_bound = min(lower_bound, objective)
+    converged = objective - lower_bound <= options.tol * objective
+    return Solution(S, V, objective, lower_bound, "estimated", n_iter, converged, message)
+
+
+def _gap(problem: Problem, network: _Network, R: NDArray, found: Candidates) -> float:
+    return (network.objective - problem.dual_bound(R, found.largest)) / network.objective
+
+
+def _first_network(
+    problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None
+) -> _Network:
+    if start is None:
+        n_neurons = int(np.clip(4 * (problem.A.shape[1] + problem.Y.shape[1]), 64, 256))
+        if options.max_neurons is not None:
+            n_neurons = min(n_neurons, options.max_neurons)
+        start = random_network(problem, n_neurons, options.rng)
+    return _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=options.tol)
+
+
+def _descended(problem: Problem, S: NDArray, V: NDArray, n_steps: int, tol: float) -> _Network:
+    S, V = descend(problem, S, V, n_steps=n_steps, tol=tol)
+    alive = without_negligible(S, V, 1e-4)
+    S, V = S[:, alive], V[alive]
+    norms = np.linalg.norm(V, axis=1)
+    S, U = S * norms, V / norms[:, None]
+    return _Network(S, U, problem.A @ S > 0, problem.objective(S, U))
+
+
+def _is_affordable(problem: Problem, network: _Network) -> bool:
+    return work_per_step(problem, len(network)) <= _AFFORDABLE
+
+
+def _refined(problem: Problem, network: _Network, options: Options) -> _Network:
+    """Solve for the neurons at hand: exactly where that is affordable, else by descent."""
+    if options.max_neurons is not None and len(network) > options.max_neurons:
+        network = _narrowed(problem, network, options.max_neurons)
+    if problem.Y.shape[1] > 1 or not _is_affordable(problem, network):
+        # With several outputs the output directions turn, which the convex program cannot do.
+        network = _descended(problem, network.S, network.U, _DESCENT_STEPS, 0.01 * options.tol)
+    if len(network) and _is_affordable(problem, network):
+        S = solve_over_arrangements(
+            problem, network.patterns, network.U, network.S, tol=min(1e-4 * options.tol, 1e-8)
+        )
+        network = replace(network, S=S).take(without_negligible(S, network.U, 1e-5))
+    return replace(network, objective=problem.objective(network.S, network.U))
+
+
+def _narrowed(problem: Problem, network: _Network, max_neurons: int) -> _Network:
+    """Descend with the newcomers, then keep the largest neurons."""
+    network = _descended(problem, network.S, network.U, 2 * _DESCENT_STEPS, 0.0)
+    largest = np.argsort(-np.linalg.norm(network.S, axis=0), kind="stable")[:max_neurons]
+    network = network.take(np.sort(largest))
+    return _descended(problem, network.S, network.U, 2 * _DESCENT_STEPS, 0.0)
+
+
+def _search(
+    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options, *, thorough: bool
+) -> Candidates:
+    """Climb from random points, from the current neurons and from the best of the last search."""
+    stages = THOROUGH if thorough else QUICK
+    n_starts = options.search_starts if thorough else _QUICK_STARTS
+    n_starts = min(n_starts, affordable_starts(problem.A, stages))
+    S, U = random_starts(problem.A.shape[1], problem.Y.shape[1], n_starts, options.rng)
+    S = np.hstack([network.S, found.S[:, :n_starts], S]).astype(problem.A.dtype)
+    U = np.vstack([network.U, found.U[:n_starts], U]).astype(problem.A.dtype)
+    return search(problem.A, R, S, U, stages=stages)
+
+
+def _joined(problem: Problem, network: _Network, found: Candidates, options: Options) -> _Network:
+    """Add the violating neurons whose arrangement and output direction are new."""
+    violating = np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))
+    chosen = found.take(violating[: max(40, len(network) // 2)])
+    # A maximiser lies on hyperplanes, where the sign of a_k^T s is rounding.
+    patterns = problem.A @ chosen.S > 1e-9
+    known = {_key(p, u) for p, u in zip(network.patterns.T, network.U, strict=True)}
+    new = [j for j in range(len(chosen.values)) if _key(patterns[:, j], chosen.U[j]) not in known]
+    size = 1e-2 * np.linalg.norm(network.S, axis=0).mean() if len(network) else 1e-2
+    return _Network(
+        np.hstack([network.S, size * chosen.S[:, new]]),
+        np.vstack([network.U, chosen.U[new]]),
+        np.hstack([network.patterns, patterns[:, new]]),
+    )
+
+
+def _key(pattern: NDArray, direction: NDArray) -> tuple[bytes, bytes]:
+    return np.packbits(pattern).tobytes(), np.round(direction, 3).tobytes()

@@ -1,0 +1,185 @@
+"""The search for violated dual constraints: maximise ``||R^T (A s)_+||`` over unit ``s``.
+
+For one output direction ``v = R u`` the function ``v^T (A s)_+`` is a difference of convex functions of
+``s``, whose maximisers often lie on hyperplanes ``a_k^T s = 0`` with ``v_k < 0``. The convex-concave
+procedure linearises the convex part (rows with ``v_k > 0``) at the current ``s`` and maximises the rest
+exactly. By duality that maximum over the unit ball is
+
+    min || g - A^T lambda ||   over  0 <= lambda_k <= (-v_k)_+ ,      g = A^T (1[A s > 0] v_+),
+
+and the maximiser is ``g - A^T lambda*``, normalised. Since ``A^T A = I`` the box-constrained least
+squares problem has Lipschitz constant one, and many starts are solved at once as columns of one matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+_STANDSTILL = 1e-10
+# Multiplications a search may cost.
+_AFFORDABLE = 2e10
+
+# Effort of a search: (convex-concave steps, projected gradient steps in each, points that go on). Inexact
+# inner steps find most violations at a tenth of the cost, but stop short of maximisers between many kinks.
+QUICK = ((4, 8, 128), (12, 12, None))
+THOROUGH = ((10, 30, 128), (60, 30, None))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Neurons found by a search, the most violated first.
+
+    Attributes
+    ----------
+    S : ndarray of shape (rank + 1, n_candidates)
+        Unit hidden directions.
+    U : ndarray of shape (n_candidates, n_outputs)
+        Unit output directions.
+    values : ndarray of shape (n_candidates,)
+        ``||R^T (A s)_+||``, in decreasing order.
+    """
+
+    S: NDArray
+    U: NDArray
+    values: NDArray
+
+    @property
+    def largest(self) -> float:
+        """The largest value found, a lower bound of the maximum over all ``s``."""
+        return float(self.values[0]) if len(self.values) else 0.0
+
+    def take(self, which: NDArray) -> Candidates:
+        """Keep some of the candidates."""
+        return Candidates(self.S[:, which], self.U[which], self.values[which])
+
+
+def affordable_starts(A: NDArray, stages: tuple[tuple[int, int, int | None], ...]) -> int:
+    """How many starts a search may have on data of this size, at least 16."""
+    work_per_start = 2.0 * A.size * sum(n_outer * n_inner for n_outer, n_inner, _ in stages)
+    return max(16, int(_AFFORDABLE / work_per_start))
+
+
+def random_starts(rank: int, n_outputs: int, n_starts: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
+    """Uniform hidden and output directions; with one output, both signs of each hidden direction."""
+    S = rng.standard_normal((rank, n_starts))
+    if n_outputs == 1:
+        return np.hstack([S, S]), np.repeat([[1.0], [-1.0]], n_starts, axis=0)
+    return S, rng.standard_normal((n_starts, n_outputs))
+
+
+def search(
+    A: NDArray,
+    R: NDArray,
+    S: NDArray,
+    U: NDArray,
+    *,
+    stages: tuple[tuple[int, int, int | None], ...] = QUICK,
+) -> Candidates:
+    """Local maxima of ``||R^T (A s)_+||`` over unit ``s``, climbed from given starts.
+
+    Parameters
+    ----------
+    A : ndarray of shape (n_samples, rank + 1)
+        Whitened rows.
+    R : ndarray of shape (n_samples, n_outputs)
+        The residual, or any dual point.
+    S, U : ndarray of shape (rank + 1, n_starts) and (n_starts, n_outputs)
+        Starting hidden and output directions, of any length.
+    stages : tuple of (n_outer, n_inner, n_kept)
+        Steps of the convex-concave procedure, projected gradient steps in each, and how many of the
+        best points go on to the next stage.
+
+    Returns
+    -------
+    Candidates
+        Distinct local maxima.
+    """
+    S, U = _unit(S, axis=0), _unit(U, axis=1)
+    values = np.zeros(S.shape[1])
+    for n_outer, n_inner, n_kept in stages:
+        S, U, values = _climb(A, R, S, U, n_outer, n_inner)
+        # Duplicates go before the best are kept, or those around one maximum would crowd out the rest.
+        order = np.argsort(-values, kind="stable")
+        order = order[_distinct(S[:, order], U[order])][:n_kept]
+        S, U, values = S[:, order], U[order], values[order]
+    return Candidates(S, U, values)
+
+
+def _climb(A: NDArray, R: NDArray, S: NDArray, U: NDArray, n_outer: int, n_inner: int) -> tuple[NDArray, ...]:
+    """Convex-concave steps from each start; a start that they do not improve on stays as it is."""
+    start_S, start_U, start_values = S, *_evaluate(A, R, S, U)
+    V = R @ U.T
+    lower = np.maximum(-V, 0)
+    active = A @ S > 0
+    multipliers = lower * active
+    for _ in range(n_outer):
+        gradient = A.T @ (np.maximum(V, 0) * active)
+        multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, n_inner)
+        norm = np.linalg.norm(direction, axis=0)
+        new_S = np.where(norm > 0, direction / np.where(norm > 0, norm, 1.0), S)
+        moved, S = float(np.abs(new_S - S).max()), new_S
+        if moved < _STANDSTILL:
+            break
+        hidden = A @ S
+        active = hidden > 0
+        if R.shape[1] > 1:
+            U = _output_directions(R, hidden, U)
+            V = R @ U.T
+            lower = np.maximum(-V, 0)
+            multipliers = np.minimum(multipliers, lower)
+    U, values = _evaluate(A, R, S, U)
+    worse = values < start_values
+    return (
+        np.where(worse, start_S, S),
+        np.where(worse[:, None], start_U, U),
+        np.maximum(values, start_values),
+    )
+
+
+def _evaluate(A: NDArray, R: NDArray, S: NDArray, U: NDArray) -> tuple[NDArray, NDArray]:
+    """Best output directions and the values there; with one output the sign of `U` is kept."""
+    hidden = A @ S
+    if R.shape[1] > 1:
+        U = _output_directions(R, hidden, U)
+    return U, np.einsum("kj,kj->j", np.maximum(hidden, 0), R @ U.T)
+
+
+def _output_directions(R: NDArray, hidden: NDArray, U: NDArray) -> NDArray:
+    outputs = np.maximum(hidden, 0).T @ R
+    norm = np.linalg.norm(outputs, axis=1, keepdims=True)
+    return np.where(norm > 0, outputs / np.where(norm > 0, norm, 1.0), U)
+
+
+def _box_least_squares(
+    A: NDArray, target: NDArray, upper: NDArray, start: NDArray, n_iter: int
+) -> tuple[NDArray, NDArray]:
+    """Accelerated projected gradient for ``min ||target - A^T x||`` over ``0 <= x <= upper``, by columns."""
+    x, extrapolated, momentum = start, start, 1.0
+    for _ in range(n_iter):
+        new = extrapolated + A @ (target - A.T @ extrapolated)
+        np.clip(new, 0, upper, out=new)
+        new_momentum = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        extrapolated = new + (momentum - 1) / new_momentum * (new - x)
+        x, momentum = new, new_momentum
+    return x, target - A.T @ x
+
+
+def _distinct(S: NDArray, U: NDArray, cosine: float = 0.9998) -> NDArray:
+    """Indices of columns that differ from every earlier one, in hidden or in output direction."""
+    similar = (S.T @ S > cosine) & (U @ U.T > cosine)
+    keep: list[int] = []
+    dropped = np.zeros(len(similar), dtype=bool)
+    for i in range(len(similar)):
+        if not dropped[i]:
+            keep.append(i)
+            dropped |= similar[i]
+    return np.array(keep, dtype=int)
+
+
+def _unit(M: NDArray, axis: int) -> NDArray:
+    norm = np.linalg.norm(M, axis=axis, keepdims=True)
+    return M / np.where(norm > 0, norm, 1.0)
