@@ -1,0 +1,9 @@
+"""The estimators."""
+
+from __future__ import annotations
+
+from skcvxbn.estimators.classifier import ConvexBNClassifier
+from skcvxbn.estimators.regressor import ConvexBNRegressor
+from skcvxbn.estimators.svd_truncation import SVDTruncation
+
+__all__ = ["ConvexBNClassifier", "ConvexBNRegressor", "SVDTruncation"]

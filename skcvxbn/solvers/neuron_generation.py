@@ -180,7 +180,9 @@ def _search(
 def _joined(problem: Problem, network: _Network, found: Candidates, options: Options) -> _Network:
     """Add the violating neurons whose arrangement and output direction are new."""
     violating = np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))
-    chosen = found.take(violating[: max(40, len(network) // 2)])
+    # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
+    n_new = max(40, len(network) // 2) if _is_affordable(problem, network) else max(16, len(network) // 10)
+    chosen = found.take(violating[:n_new])
     # A maximiser lies on hyperplanes, where the sign of a_k^T s is rounding.
     patterns = problem.A @ chosen.S > 1e-9
     known = {_key(p, u) for p, u in zip(network.patterns.T, network.U, strict=True)}

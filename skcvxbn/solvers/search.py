@@ -25,8 +25,8 @@ _AFFORDABLE = 2e10
 
 # Effort of a search: (convex-concave steps, projected gradient steps in each, points that go on). Inexact
 # inner steps find most violations at a tenth of the cost, but stop short of maximisers between many kinks.
-QUICK = ((4, 8, 128), (12, 12, None))
-THOROUGH = ((10, 30, 128), (60, 30, None))
+QUICK = ((4, 30, 128), (12, 30, None))
+THOROUGH = ((6, 100, 128), (12, 200, None))
 
 
 @dataclass(frozen=True)

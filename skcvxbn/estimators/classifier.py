@@ -1,0 +1,216 @@
+"""Classification by a batch-norm ReLU network trained to a stated gap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from skcvxbn._sklearn import check_sample_weight, fit_context
+from skcvxbn.estimators._base import ConvexBNEstimator, positive_rows
+
+
+class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
+    r"""Globally optimal two-layer ReLU network with batch normalization, for classification.
+
+    The network of :class:`ConvexBNRegressor` is trained with the squared error on coded labels. With two
+    classes it has one output, whose target is -1 or +1; with C > 2 classes it has C outputs, and the
+    target of a row is the indicator of its class. The class predicted is the one of the largest output.
+
+    .. math:: \frac12 \sum_i \|f(x_i) - y_i\|^2
+              + \frac\beta2 \sum_j (\gamma_j^2 + \alpha_j^2 + \|v_j\|^2)
+
+    is minimised over the weights and the width of the network. This is equivalent to a convex problem, so
+    there is no step size, no width and no initialization to choose, and the fit states how far from the
+    optimum it may be. Features need no scaling.
+
+    Parameters
+    ----------
+    beta : float, default=None
+        Weight decay, absolute, as in the paper: it multiplies a sum of squares over the neurons while the
+        loss is a sum over rows, so the same `beta` regularizes less when there are more rows. None means
+        ``beta_ratio * beta_max_``.
+    beta_ratio : float, default=0.01
+        Weight decay as a share of `beta_max_`, the smallest one for which no neuron is worth its price.
+        It has no units, which makes it the parameter to search over. Used when `beta` is None.
+    fit_intercept : bool, default=True
+        Whether to add an output bias that is not penalised. The network of the paper has none.
+    arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
+            default="generated"
+        Which on/off patterns of the training rows a hidden neuron may have.
+
+        - "generated": all of them. Neurons are generated one after the other where the dual of the problem
+          is violated, so the patterns need not be listed.
+        - "sampled": those of `n_arrangements` random gates, the practice of the paper. The optimum is
+          higher than over all arrangements.
+        - "enumerated": all of them, listed; for data of very small rank (an error states their number when
+          there are too many). The certificate is then exact.
+        - an array: one gate vector g a column, which stands for the pattern ``X @ g >= 0``.
+    n_arrangements : int, default=500
+        Number of gates when `arrangements` is "sampled".
+    max_neurons : int, default=None
+        Largest number of neurons of the network. None sets no limit: as many as the optimum needs.
+    solver : {"auto", "cvxpy"}, default="auto"
+        "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
+        through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
+    tol : float, default=1e-4
+        Relative gap ``dual_gap_ / objective_`` at which training stops.
+    max_iter : int, default=100
+        Largest number of rounds, each of which solves for the current neurons and searches for new ones.
+    search_starts : int, default=256
+        Random starting points of the last search for neurons that would lower the objective, on which
+        `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound
+        more reliable.
+    warm_start : bool, default=False
+        Whether to start from the network of the previous call to `fit`, if the data have as many features
+        and outputs. It saves time along a path of `beta`; it does not change what is being solved.
+    random_state : int, RandomState instance or None, default=None
+        Source of the starting points and of the sampled gates. Pass an int for the same network at every
+        call. The objectives of different seeds agree within the stated gaps.
+    verbose : int, default=0
+        1 prints the objective and the gap after every round.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels of the training rows of positive weight, sorted.
+    network_ : BatchNormNetwork
+        The trained network; ``network_.to_torch()`` exports it to PyTorch.
+    objective_ : float
+        Training objective of `network_`, with the weight decay `beta_`, as
+        ``network_.objective`` computes it by a forward pass.
+    lower_bound_ : float
+        No network, however wide, has a smaller objective, as far as `certificate_` goes.
+    dual_gap_ : float
+        ``objective_ - lower_bound_``: the most that any other network could gain.
+    certificate_ : {"exact", "restricted", "estimated"}
+        What `lower_bound_` is worth. "exact": a proof, up to rounding. "restricted": a proof that no
+        network with the sampled or given arrangements is better; networks with other arrangements may be.
+        "estimated": the bound holds if the search from `search_starts` points found the most violated
+        dual constraint. That is a maximum of a function with many local maxima, so it is not a proof.
+    beta_ : float
+        The weight decay used.
+    beta_max_ : float
+        The smallest weight decay at which the optimal network has no neuron.
+    n_neurons_ : int
+        Number of neurons of the network.
+    n_iter_ : int
+        Number of rounds of the solver.
+    rank_ : int
+        Dimension of the span of the centred training rows.
+    singular_values_ : ndarray of shape (rank_,)
+        Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
+        feature divided by its largest magnitude.
+    intercept_ : float or ndarray of shape (n_classes,)
+        Output bias: a float for two classes. Zero without `fit_intercept`.
+    n_features_in_ : int
+        Number of features seen during `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features seen during `fit`, when all of them are strings.
+
+    See Also
+    --------
+    ConvexBNRegressor : The same network for regression.
+    SVDTruncation : Keeps the leading directions of the data, which regularizes and saves time.
+
+    Notes
+    -----
+    The outputs are regressions on the labels, not probabilities, hence no `predict_proba`;
+    `sklearn.calibration.CalibratedClassifierCV` adds it. For the theory see
+    :class:`ConvexBNRegressor`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skcvxbn import ConvexBNClassifier
+    >>> X, y = load_iris(return_X_y=True, as_frame=False)
+    >>> names = load_iris().target_names[y]
+    >>> model = ConvexBNClassifier(random_state=0).fit(X, names)
+    >>> model.predict(X[[0, 75, 149]])
+    array(['setosa', 'versicolor', 'virginica'], dtype='<U10')
+    >>> model.decision_function(X).shape
+    (150, 3)
+    """
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> ConvexBNClassifier:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, dense and finite. float32 is kept, anything else is read as float64.
+        y : array-like of shape (n_samples,)
+            Labels of any type, at least two different ones.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Non-negative weights of the rows.
+
+        Returns
+        -------
+        self : ConvexBNClassifier
+            The fitted estimator. When `fit` raises, a previously fitted one is left as it was.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter, the data or the weights are not as described, or if the rows of positive
+            weight belong to one class.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
+        """
+        self._check_solver()
+        with self._unchanged_on_failure():
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
+            y = column_or_1d(y, warn=True)
+            check_classification_targets(y)
+            X, y, weight = positive_rows(X, y, check_sample_weight(sample_weight, X))
+            self.classes_, codes = np.unique(y, return_inverse=True)
+            n_classes = len(self.classes_)
+            if n_classes < 2:
+                raise ValueError(
+                    "ConvexBNClassifier requires samples of at least 2 classes in the data (rows of weight "
+                    f"zero do not count), but the data contains only one class: {self.classes_[0]!r}."
+                )
+            columns = np.array([[-1.0], [1.0]]) if n_classes == 2 else np.eye(n_classes)
+            self._train(X, columns[codes], weight, single_output=n_classes == 2)
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[Any]:
+        """Return the outputs of the network, each row by itself.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Any rows, in the units of the training data.
+
+        Returns
+        -------
+        decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            With two classes one output, positive for ``classes_[1]``; otherwise one output a class.
+        """
+        out = self._forward(X)
+        return out[:, 0] if len(self.classes_) == 2 else out
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict the class of the largest output.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Any rows, in the units of the training data.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+            Labels among `classes_`.
+        """
+        decision = self.decision_function(X)
+        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import skcvxbn
+
+ESTIMATORS = [
+    value
+    for name in skcvxbn.__all__
+    if inspect.isclass(value := getattr(skcvxbn, name)) and issubclass(value, BaseEstimator)
+]
+
+
+@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_public_estimator_is_in_a_public_room(estimator):
+    assert estimator.__name__ in skcvxbn.estimators.__all__

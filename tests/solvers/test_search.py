@@ -1,0 +1,142 @@
+"""The search against brute force over the sphere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
+from skcvxbn.whitening import whiten
+
+
+def grid(rank):
+    """Points dense on the unit circle or the unit sphere."""
+    if rank == 2:
+        angle = np.linspace(0, 2 * np.pi, 200_001)
+        return np.stack([np.cos(angle), np.sin(angle)])
+    # The Fibonacci lattice.
+    k = np.arange(200_000) + 0.5
+    height, angle = 1 - 2 * k / len(k), np.pi * (1 + 5**0.5) * k
+    radius = np.sqrt(1 - height**2)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), height])
+
+
+def value(A, R, S):
+    return np.linalg.norm(R.T @ np.maximum(A @ S, 0), axis=0)
+
+
+def instance(rank, n_outputs, seed, n=20):
+    rng = np.random.default_rng([rank, n_outputs, seed])
+    return whiten(rng.standard_normal((n, rank - 1))).A, rng.standard_normal((n, n_outputs))
+
+
+def run(A, R, n_starts=100, stages=THOROUGH, seed=0):
+    starts = random_starts(A.shape[1], R.shape[1], n_starts, np.random.RandomState(seed))
+    return search(A, R, *starts, stages=stages)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_maximum_is_at_least_that_of_a_grid(rank, n_outputs, seed):
+    A, R = instance(rank, n_outputs, seed)
+    S = grid(rank)
+    best = max(value(A, R, block).max() for block in np.array_split(S, 10, axis=1))
+    found = run(A, R)
+    assert found.largest >= best - 1e-9
+    # The grid is within 0.01 of every point of the sphere and the value has Lipschitz constant ||R||.
+    assert found.largest <= best + 0.01 * np.linalg.norm(R)
+
+
+@pytest.mark.parametrize("stages", [QUICK, THOROUGH])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_candidates_are_unit_distinct_sorted_and_worth_what_they_say(n_outputs, stages):
+    A, R = instance(5, n_outputs, 0, n=30)
+    found = run(A, R, stages=stages)
+    assert len(found.values) > 1
+    assert_allclose(np.linalg.norm(found.S, axis=0), 1)
+    assert_allclose(np.linalg.norm(found.U, axis=1), 1)
+    assert (np.diff(found.values) <= 0).all()
+    assert found.largest == found.values[0]
+    assert_allclose(found.values, np.einsum("kj,kj->j", np.maximum(A @ found.S, 0), R @ found.U.T))
+    positive = found.values > 0
+    assert_allclose(found.values[positive], value(A, R, found.S)[positive])
+    same = (found.S.T @ found.S > 0.9998) & (found.U @ found.U.T > 0.9998)
+    assert_array_equal(same, np.eye(len(found.values), dtype=bool))
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_a_start_is_never_made_worse(n_outputs):
+    A, R = instance(6, n_outputs, 3, n=40)
+    S, U = random_starts(6, n_outputs, 20, np.random.RandomState(1))
+    for s, u in zip(S.T, U, strict=True):
+        # With several outputs the start is worth its best output direction.
+        worth = np.maximum(A @ s, 0) @ R / np.linalg.norm(s)
+        before = float(worth @ u / np.linalg.norm(u)) if n_outputs == 1 else np.linalg.norm(worth)
+        assert search(A, R, s[:, None], u[None]).largest >= before - 1e-12
+
+
+def test_a_maximiser_is_kept():
+    A, R = instance(4, 1, 1, n=30)
+    best = run(A, R).take(np.array([0]))
+    again = search(A, R, 7.0 * best.S, 3.0 * best.U)
+    assert again.largest >= best.largest - 1e-12
+    assert float(again.S[:, 0] @ best.S[:, 0]) > 0.999
+
+
+def test_maximisers_on_hyperplanes_are_found():
+    # Ascent by s <- A^T D v stops where it meets a hyperplane; the value beyond is found all the same.
+    on_hyperplane = 0
+    for seed in range(6):
+        A, R = instance(3, 1, seed)
+        s = run(A, R).S[:, 0]
+        on_hyperplane += np.abs(A @ s).min() < 1e-7
+    assert on_hyperplane >= 2
+
+
+def test_the_search_is_deterministic_and_leaves_its_input():
+    A, R = instance(4, 2, 0)
+    S, U = random_starts(4, 2, 30, np.random.RandomState(0))
+    copies = [M.copy() for M in (A, R, S, U)]
+    one, two = search(A, R, S, U), search(A, R, S, U)
+    assert_array_equal(one.S, two.S)
+    assert_array_equal(one.values, two.values)
+    for M, copy in zip((A, R, S, U), copies, strict=True):
+        assert_array_equal(M, copy)
+
+
+def test_scale_and_rotation_of_the_dual_point():
+    A, R = instance(3, 2, 4)
+    largest = run(A, R).largest
+    assert run(A, 1e-9 * R).largest == pytest.approx(1e-9 * largest, rel=1e-6)
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0]
+    assert run(A, R @ rotation).largest == pytest.approx(largest, rel=1e-9)
+
+
+def test_zero_rows_and_a_zero_dual_point():
+    A, R = instance(3, 1, 0)
+    padded = run(np.vstack([A, np.zeros((2, 3))]), np.vstack([R, [[5.0], [-5.0]]]))
+    assert padded.largest == pytest.approx(run(A, R).largest, rel=1e-9)
+    assert run(A, np.zeros_like(R)).largest == 0
+
+
+def test_one_row_of_data_has_the_obvious_maximum():
+    found = run(np.array([[1.0]]), np.array([[-2.0, 1.5]]))
+    assert found.largest == pytest.approx(2.5)
+
+
+def test_float32_stays_float32_and_agrees():
+    A, R = instance(3, 1, 2)
+    S, U = random_starts(3, 1, 100, np.random.RandomState(0))
+    narrow = search(*(M.astype(np.float32) for M in (A, R, S, U)), stages=THOROUGH)
+    assert narrow.S.dtype == np.float32
+    assert narrow.largest == pytest.approx(run(A, R).largest, rel=1e-4)
+
+
+def test_starts_are_as_many_as_the_budget_allows():
+    assert affordable_starts(np.broadcast_to(1.0, (10**6, 100)), THOROUGH) == 16
+    assert affordable_starts(np.ones((100, 5)), QUICK) > affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
+    S, U = random_starts(4, 1, 10, np.random.RandomState(0))
+    assert_array_equal(S[:, :10], S[:, 10:])
+    assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
