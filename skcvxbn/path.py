@@ -11,7 +11,7 @@ from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.search import THOROUGH, affordable_starts, random_starts, search
 from skcvxbn.whitening import whiten
 
-_STARTS = 256
+_STARTS = 128
 
 
 def beta_max(

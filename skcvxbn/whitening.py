@@ -76,14 +76,14 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None) -> Whitening:
     -----
     *Rank.* Every column is divided by its largest magnitude, so that rounding in the input has the
     same size, ``eps`` (of the dtype of `X`), in every entry, whatever the units of the features. A
-    matrix of such errors has norm at most about ``eps * (sqrt(n) + sqrt(d))``; a direction is kept
+    matrix of such errors has norm at most about ``eps * (sqrt(n) + sqrt(d))`` (for unit weights); a direction is kept
     when its singular value exceeds eight times that. Constant, repeated and linearly dependent
     columns therefore drop out, and rescaling a feature changes nothing.
 
     *Cost.* The smaller of the two Gram matrices is decomposed. That squares the condition number, so
-    the basis is orthonormalised a second time (as in CholeskyQR2), which restores full accuracy up to
-    condition numbers of about 1e5; beyond that a Householder QR and the SVD of its triangular factor
-    are used instead.
+    the basis is orthonormalised a second time (as in CholeskyQR2), up to condition numbers of
+    about 1e5; beyond that a Householder QR and the SVD of its triangular factor are used instead. The
+    columns of `A` are orthonormal to about ``eps`` times the condition number of the scaled columns.
 
     Examples
     --------
@@ -107,7 +107,7 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None) -> Whitening:
     scale = np.where(largest > 0, largest, 1.0)
     # Scaling before the mean is taken keeps the sums in range for features as large as 1e300.
     mean = _scaled_mean(X, scale, weight) * scale
-    noise = np.finfo(dtype).eps * (np.sqrt(n_rows) + np.sqrt(n_features))
+    noise = np.finfo(dtype).eps * np.sqrt(n_rows) * (1 + np.sqrt(n_features / n_samples))
     rows = _CentredRows(X, mean, scale, root_weight)
 
     if n_features <= n_samples:

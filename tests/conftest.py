@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from skcvxbn.arrangements import enumerate_arrangements
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.cvxpy_reference import CvxpyResult, solve_cvxpy
 from skcvxbn.whitening import whiten
+
+# The matrices are small: more threads than one cost more than they give, the more so under pytest-xdist.
+threadpool_limits(1)
 
 REQUIRE_ALL = bool(os.environ.get("SKCVXBN_REQUIRE_ALL"))
 # How pytest and scikit-learn word such a skip.

@@ -60,9 +60,9 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
     tol : float, default=1e-4
         Relative gap ``dual_gap_ / objective_`` at which training stops.
-    max_iter : int, default=100
+    max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
-    search_starts : int, default=256
+    search_starts : int, default=128
         Random starting points of the last search for neurons that would lower the objective, on which
         `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound
         more reliable.

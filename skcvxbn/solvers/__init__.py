@@ -15,6 +15,9 @@ from skcvxbn.solvers.neuron_generation import generate_neurons
 __all__ = ["Options", "Problem", "Solution", "solve"]
 
 
+_SINGLE_PRECISION_FROM = 2**22
+
+
 def solve(
     problem: Problem,
     options: Options,
@@ -49,10 +52,18 @@ def solve(
     # The problem is homogeneous: targets and beta scale together. Solved at unit size, tolerances
     # and starting points need no units.
     size = float(np.linalg.norm(problem.target))
-    if size == 0:
+    nothing_to_learn = problem.fit_intercept and problem.A.shape[1] == 1
+    if size == 0 or nothing_to_learn:
         return _zero_network(problem)
-    unit = replace(problem, Y=problem.Y / size, beta=problem.beta / size)
-    scaled_start = None if start is None else (start[0], start[1] / size)
+    # Single precision is for data so large that only descent is affordable.
+    dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
+    unit = Problem(
+        problem.A.astype(dtype, copy=False),
+        (problem.Y / size).astype(dtype),
+        problem.beta / size,
+        problem.fit_intercept,
+    )
+    scaled_start = None if start is None else (start[0].astype(dtype), (start[1] / size).astype(dtype))
     if solver == "cvxpy":
         solution = _solve_with_cvxpy(unit, options, patterns, complete)
     elif patterns is not None:
@@ -84,6 +95,8 @@ def _solve_with_cvxpy(
 
 
 def _zero_network(problem: Problem) -> Solution:
+    """The network without a neuron, where no other can fit better."""
     S = np.zeros((problem.A.shape[1], 0), dtype=problem.A.dtype)
     V = np.zeros((0, problem.Y.shape[1]), dtype=problem.A.dtype)
-    return Solution(S, V, 0.0, 0.0, "exact", 0, True, "the target is constant")
+    value = 0.5 * float(np.vdot(problem.target, problem.target))
+    return Solution(S, V, value, value, "exact", 0, True, "")

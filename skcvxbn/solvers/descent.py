@@ -51,10 +51,15 @@ def descend(
     S, V : tuple of ndarray
         The improved network, balanced.
     """
-    shape, split = S.shape, S.size
+    if len(V) == 0:
+        return S, V
+    hidden_shape, output_shape, split = S.shape, V.shape, S.size
+
+    def network(x: NDArray) -> tuple[NDArray, NDArray]:
+        return x[:split].reshape(hidden_shape), x[split:].reshape(output_shape)
 
     def evaluate(x: NDArray) -> tuple[float, NDArray]:
-        return _value_and_gradient(problem, x[:split].reshape(shape), x[split:].reshape(len(V), -1))
+        return _value_and_gradient(problem, *network(x))
 
     S, V = balanced(S, V)
     x = np.concatenate([S.ravel(), V.ravel()])
@@ -74,7 +79,7 @@ def descend(
                 break
             step /= 2
             if step < 1e-9:
-                return balanced(x[:split].reshape(shape), x[split:].reshape(len(V), -1))
+                return balanced(*network(x))
         difference, change = new_x - x, new_gradient - gradient
         curvature = float(difference @ change)
         if curvature > 1e-10 * float(change @ change) ** 0.5 * float(difference @ difference) ** 0.5:
@@ -84,7 +89,7 @@ def descend(
             if reference - value < tol * abs(value):
                 break
             reference = value
-    return balanced(x[:split].reshape(shape), x[split:].reshape(len(V), -1))
+    return balanced(*network(x))
 
 
 def _value_and_gradient(problem: Problem, S: NDArray, V: NDArray) -> tuple[float, NDArray]:

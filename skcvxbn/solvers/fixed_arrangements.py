@@ -13,6 +13,7 @@ remain are projected exactly.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +86,8 @@ def solve_fixed_arrangements(
         if gap <= options.tol or len(entering.values) == 0:
             message = ""
             break
-        network = _join(network, entering)
+        if n_iter < options.max_iter:
+            network = _join(network, entering)
     S, V = balanced(network.S, network.U)
     certificate = "estimated" if several else ("exact" if complete else "restricted")
     lower_bound = min(lower_bound, objective)
@@ -187,7 +189,7 @@ def _project_on_cones(
     for _ in range(n_steps):
         step = orientation * (A @ (targets + A.T @ (orientation * extrapolated)))
         new = np.maximum(extrapolated - step, 0)
-        new_momentum = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
+        new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         extrapolated = new + (momentum - 1) / new_momentum * (new - multipliers)
         multipliers, momentum = new, new_momentum
     return targets + A.T @ (orientation * multipliers), multipliers

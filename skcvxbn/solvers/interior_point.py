@@ -93,7 +93,11 @@ def solve_over_arrangements(
             break
         centrality = float(np.vdot(point.slack, point.multiplier)) / (n_samples * n_neurons)
         theta = 0.1 * centrality * n_samples / beta
-        newton = _newton_matrix(problem, D, U, point, norms, theta)
+        try:
+            newton = _newton_matrix(problem, D, U, point, norms, theta)
+        except linalg.LinAlgError:
+            # Slacks and multipliers have reached the limits of floating point: no step is left to take.
+            break
 
         def direction(
             tau: float,

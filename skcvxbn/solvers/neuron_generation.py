@@ -30,9 +30,13 @@ from skcvxbn.solvers.search import (
 _AFFORDABLE = 4e9
 _QUICK_STARTS = 128
 _DESCENT_STEPS = 50
+# Neurons of the first network, and how many join in a round.
+_LEAST_WIDTH, _LARGEST_WIDTH, _NEWCOMERS = 128, 256, 96
+# Above this gap a round begins with descent.
+_COARSE = 1e-2
 # Rounds that lower the objective by a smaller share than this are standing still: exact rounds go on while
 # that is some of the tolerance; descent, which cannot reach it, only while it pays.
-_STANDSTILL, _DESCENT_STANDSTILL = 0.3, 1e-3
+_STANDSTILL, _DESCENT_STANDSTILL = 0.03, 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,17 @@ def generate_neurons(
     """
     network = best = _first_network(problem, options, start)
     found = Candidates(network.S[:, :0], network.U[:0], np.zeros(0))
-    n_iter, standing_still, message = 0, 0, "max_iter was reached"
+    gap, n_iter, standing_still, message = np.inf, 0, 0, "max_iter was reached"
     try:
         for n_iter in range(1, options.max_iter + 1):
-            network = _refined(problem, network, options)
+            network = _refined(problem, network, options, gap)
             exact = _is_affordable(problem, network)
             least = _STANDSTILL * options.tol if exact else max(options.tol, _DESCENT_STANDSTILL)
             standing_still = standing_still + 1 if network.objective > (1 - least) * best.objective else 0
             if network.objective < best.objective:
                 best = network
             R = problem.residual(network.S, network.U)
-            found = _search(problem, R, network, found, options, thorough=False)
+            found = _search(problem, R, network, found, options, thorough=standing_still > 0)
             gap = _gap(problem, network, R, found)
             if options.verbose:
                 print(
@@ -92,13 +96,15 @@ def generate_neurons(
                 )
             if gap <= options.tol:
                 found = _search(problem, R, network, found, options, thorough=True)
-                if _gap(problem, network, R, found) <= options.tol:
+                gap = _gap(problem, network, R, found)
+                if gap <= options.tol:
                     best, message = network, ""
                     break
             if standing_still >= (3 if exact else 1):
                 message = "the objective stands still"
                 break
-            network = _joined(problem, network, found, options)
+            if n_iter < options.max_iter:
+                network = _joined(problem, network, found, options)
         if message:
             R = problem.residual(best.S, best.U)
             found = _search(problem, R, best, found, options, thorough=True)
@@ -107,6 +113,10 @@ def generate_neurons(
         message, lower_bound = "interrupted", 0.0
     S, V = balanced(best.S, best.U)
     objective = problem.objective(S, V)
+    idle = 0.5 * float(np.vdot(problem.target, problem.target))
+    if objective > (1 - 1e-9) * idle:
+        # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
+        S, V, objective = S[:, :0], V[:0], idle
     # The bound can only exceed the objective by what the solver left undone.
     lower_bound = min(lower_bound, objective)
     converged = objective - lower_bound <= options.tol * objective
@@ -121,11 +131,14 @@ def _first_network(
     problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None
 ) -> _Network:
     if start is None:
-        n_neurons = int(np.clip(4 * (problem.A.shape[1] + problem.Y.shape[1]), 64, 256))
+        n_neurons = int(np.clip(4 * (problem.A.shape[1] + problem.Y.shape[1]), _LEAST_WIDTH, _LARGEST_WIDTH))
         if options.max_neurons is not None:
             n_neurons = min(n_neurons, options.max_neurons)
         start = random_network(problem, n_neurons, options.rng)
-    return _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=options.tol)
+    network = _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=options.tol)
+    if options.max_neurons is not None and len(network) > options.max_neurons:
+        network = _narrowed(problem, network, options.max_neurons)
+    return network
 
 
 def _descended(problem: Problem, S: NDArray, V: NDArray, n_steps: int, tol: float) -> _Network:
@@ -141,19 +154,41 @@ def _is_affordable(problem: Problem, network: _Network) -> bool:
     return work_per_step(problem, len(network)) <= _AFFORDABLE
 
 
-def _refined(problem: Problem, network: _Network, options: Options) -> _Network:
+def _refined(problem: Problem, network: _Network, options: Options, gap: float) -> _Network:
     """Solve for the neurons at hand: exactly where that is affordable, else by descent."""
+    affordable = _is_affordable(problem, network)
     if options.max_neurons is not None and len(network) > options.max_neurons:
         network = _narrowed(problem, network, options.max_neurons)
-    if problem.Y.shape[1] > 1 or not _is_affordable(problem, network):
-        # With several outputs the output directions turn, which the convex program cannot do.
+    # Descent moves neurons across many arrangements at once and, with several outputs, turns their output
+    # directions; the convex program does neither, but it alone gets past the kinks.
+    if gap > _COARSE or problem.Y.shape[1] > 1 or not affordable:
         network = _descended(problem, network.S, network.U, _DESCENT_STEPS, 0.01 * options.tol)
-    if len(network) and _is_affordable(problem, network):
+    if len(network) and affordable:
+        # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
+        relative = max(options.tol, 0.3 * min(gap, 0.3))
+        accuracy = (relative * problem.beta) ** 2 / (2 * network.objective)
         S = solve_over_arrangements(
-            problem, network.patterns, network.U, network.S, tol=min(1e-4 * options.tol, 1e-8)
+            problem,
+            network.patterns,
+            network.U,
+            network.S,
+            tol=float(np.clip(accuracy, 1e-13, 1e-5)),
         )
-        network = replace(network, S=S).take(without_negligible(S, network.U, 1e-5))
+        network = _merged(replace(network, S=S).take(without_negligible(S, network.U, 1e-5)))
     return replace(network, objective=problem.objective(network.S, network.U))
+
+
+def _merged(network: _Network) -> _Network:
+    """Add up neurons of the same arrangement and output direction, which never costs more."""
+    keys = [_key(p, u) for p, u in zip(network.patterns.T, network.U, strict=True)]
+    first: dict[tuple[bytes, bytes], int] = {}
+    groups = np.array([first.setdefault(key, len(first)) for key in keys], dtype=int)
+    if len(first) == len(keys):
+        return network
+    S = np.zeros((len(network.S), len(first)), dtype=network.S.dtype)
+    np.add.at(S.T, groups, network.S.T)
+    representative = np.unique(groups, return_index=True)[1]
+    return replace(network.take(representative), S=S)
 
 
 def _narrowed(problem: Problem, network: _Network, max_neurons: int) -> _Network:
@@ -181,7 +216,7 @@ def _joined(problem: Problem, network: _Network, found: Candidates, options: Opt
     """Add the violating neurons whose arrangement and output direction are new."""
     violating = np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))
     # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
-    n_new = max(40, len(network) // 2) if _is_affordable(problem, network) else max(16, len(network) // 10)
+    n_new = max(_NEWCOMERS, len(network) // 2) if _is_affordable(problem, network) else max(16, len(network) // 10)
     chosen = found.take(violating[:n_new])
     # A maximiser lies on hyperplanes, where the sign of a_k^T s is rounding.
     patterns = problem.A @ chosen.S > 1e-9
@@ -192,6 +227,7 @@ def _joined(problem: Problem, network: _Network, found: Candidates, options: Opt
         np.hstack([network.S, size * chosen.S[:, new]]),
         np.vstack([network.U, chosen.U[new]]),
         np.hstack([network.patterns, patterns[:, new]]),
+        network.objective,
     )
 
 

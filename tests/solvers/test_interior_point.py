@@ -10,6 +10,8 @@ from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_ste
 from skcvxbn.whitening import whiten
 
 cp = pytest.importorskip("cvxpy")
+# At the tolerance asked of it the reference may stall; the comparison then says how accurate it is.
+pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 
 
 def instance(n, d, n_neurons, n_outputs, fit_intercept, seed=0, beta=0.2):
@@ -31,7 +33,7 @@ def by_cvxpy(problem, patterns, U):
     program = cp.Problem(
         cp.Minimize(loss + problem.beta * cp.sum(cp.norm(S, 2, axis=0))), [cp.multiply(2 * D - 1, A @ S) >= 0]
     )
-    program.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    program.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
     return program.value, S.value
 
 
@@ -120,5 +122,7 @@ def test_weak_regularisation(n_outputs, beta):
 
 def test_the_work_is_counted_on_the_smaller_side():
     problem, *_ = instance(12, 2, 6, 1, False)
-    assert work_per_step(problem, 1000) < work_per_step(Problem(problem.A, np.ones((12, 2)), 1.0, False), 1000)
+    assert work_per_step(problem, 1000) < work_per_step(
+        Problem(problem.A, np.ones((12, 2)), 1.0, False), 1000
+    )
     assert work_per_step(problem, 10) < work_per_step(problem, 20)

@@ -1,0 +1,137 @@
+"""Program (P) over sets of arrangements that are not all of them; all of them are in test_agreement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from skcvxbn.arrangements import sampled_arrangements
+from skcvxbn.path import largest_beta
+from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
+from skcvxbn.solvers.fixed_arrangements import solve_fixed_arrangements
+from skcvxbn.whitening import whiten
+
+
+def instance(n=40, d=4, n_outputs=1, fit_intercept=True, n_arrangements=60, seed=0):
+    rng = np.random.default_rng([n, d, n_outputs, seed])
+    X = rng.standard_normal((n, d))
+    Y = np.maximum(X @ rng.standard_normal((d, n_outputs)), 0) + 0.3 * rng.standard_normal((n, n_outputs))
+    Y /= np.linalg.norm(Y)
+    return Problem(whiten(X).A, Y, 0.05, fit_intercept), sampled_arrangements(X, None, n_arrangements, rng)
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampled_arrangements_agree_with_cvxpy(seed, fit_intercept, options):
+    pytest.importorskip("cvxpy")
+    problem, patterns = instance(fit_intercept=fit_intercept, seed=seed)
+    reference = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=fit_intercept)
+    solution = solve_fixed_arrangements(problem, options(1e-8), patterns)
+    assert solution.objective == pytest.approx(reference.objective, rel=1e-6)
+    assert reference.objective * (1 - 1e-6) <= solution.lower_bound <= reference.objective * (1 + 1e-8)
+    assert solution.certificate == "restricted"
+    assert solution.converged
+
+
+def test_several_outputs_lie_between_the_reference_and_its_bound(options):
+    pytest.importorskip("cvxpy")
+    problem, patterns = instance(n=20, d=2, n_outputs=3, n_arrangements=12)
+    reference = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=True)
+    solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
+    assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 1e-5)
+    assert solution.certificate == "estimated"
+
+
+def test_more_arrangements_never_cost_more(options):
+    problem, patterns = instance(n_arrangements=64)
+    objectives, bounds = [], []
+    for count in (1, 4, 16, 64):
+        solution = solve_fixed_arrangements(problem, options(1e-7), patterns[:, :count])
+        objectives.append(solution.objective)
+        bounds.append(solution.lower_bound)
+    # The bound of a subset is an upper bound of nothing else: it may exceed the optimum over more.
+    assert (np.diff(objectives) <= 1e-7).all()
+    assert objectives[-1] < 0.99 * objectives[0]
+    assert all(lower <= value for lower, value in zip(bounds, objectives, strict=True))
+
+
+def test_one_linear_neuron_of_each_sign_is_a_second_order_cone_program(options):
+    # All on: D = I, and (P) is a problem in two vectors of the cone A s >= 0.
+    cp = pytest.importorskip("cvxpy")
+    problem, _ = instance(n=12, d=2)
+    s, t, shift = cp.Variable(3), cp.Variable(3), cp.Variable()
+    fitted = problem.A @ (s - t) + problem.A[:, -1] * shift
+    objective = cp.sum_squares(fitted - problem.Y[:, 0]) / 2 + problem.beta * (cp.norm(s) + cp.norm(t))
+    program = cp.Problem(cp.Minimize(objective), [problem.A @ s >= 0, problem.A @ t >= 0])
+    program.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+    solution = solve_fixed_arrangements(problem, options(1e-8), np.ones((12, 1), dtype=bool))
+    assert solution.objective == pytest.approx(program.value, rel=1e-7)
+
+
+def test_all_off_and_a_beta_too_large_give_the_zero_network(options):
+    problem, patterns = instance()
+    half = 0.5 * np.sum(problem.target**2)
+    for case, columns in (
+        (problem, np.zeros((40, 1), dtype=bool)),
+        (replace(problem, beta=1.001 * largest_beta(problem.A, problem.target)), patterns),
+    ):
+        solution = solve_fixed_arrangements(case, options(), columns)
+        assert solution.S.shape == (5, 0)
+        assert solution.V.shape == (0, 1)
+        assert solution.objective == solution.lower_bound == pytest.approx(half)
+        assert solution.converged
+
+
+def test_repeated_arrangements_change_nothing(options):
+    problem, patterns = instance(n_arrangements=20)
+    one = solve_fixed_arrangements(problem, options(1e-7), patterns)
+    twice = solve_fixed_arrangements(problem, options(1e-7), np.hstack([patterns, patterns]))
+    assert twice.objective == pytest.approx(one.objective, rel=2e-7)
+
+
+def test_pricing_in_blocks_changes_nothing(options, monkeypatch):
+    problem, patterns = instance()
+    one = solve_fixed_arrangements(problem, options(1e-8), patterns)
+    monkeypatch.setattr("skcvxbn.solvers.fixed_arrangements._BLOCK_ENTRIES", 7 * len(patterns))
+    other = solve_fixed_arrangements(problem, options(1e-8), patterns)
+    assert other.objective == pytest.approx(one.objective, rel=2e-8)
+    assert other.n_iter == one.n_iter
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+def test_a_stopped_solver_returns_the_network_of_its_objective(max_iter, options):
+    problem, patterns = instance()
+    solution = solve_fixed_arrangements(problem, options(1e-12, max_iter=max_iter), patterns)
+    assert solution.n_iter == max_iter
+    assert not solution.converged
+    assert "limit" in solution.message
+    assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-10)
+    best = solve_fixed_arrangements(problem, options(1e-8), patterns)
+    assert solution.lower_bound <= best.objective <= solution.objective * (1 + 1e-12)
+
+
+def test_neurons_are_balanced_and_the_solution_is_deterministic(options):
+    problem, patterns = instance(n_outputs=2)
+    one, other = (solve_fixed_arrangements(problem, options(seed=seed), patterns) for seed in (0, 1))
+    np.testing.assert_allclose(np.linalg.norm(one.S, axis=0), np.linalg.norm(one.V, axis=1))
+    np.testing.assert_array_equal(one.S, other.S)
+
+
+@pytest.mark.parametrize("ratio", [1e-2, 1e-4])
+def test_weak_regularisation(ratio, options):
+    problem, patterns = instance(n=20, d=2, fit_intercept=False)
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    solution = solve_fixed_arrangements(problem, options(1e-4), patterns)
+    assert solution.converged
+    assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-9)
+
+
+def test_verbose_prints_a_line_a_round(options, capsys):
+    problem, patterns = instance()
+    n_iter = solve_fixed_arrangements(problem, options(verbose=1), patterns).n_iter
+    assert capsys.readouterr().out.count("objective") == n_iter
+    solve_fixed_arrangements(problem, options(), patterns)
+    assert capsys.readouterr().out == ""
