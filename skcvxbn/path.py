@@ -59,11 +59,13 @@ def beta_max(
     >>> ConvexBNRegressor(beta=1.01 * limit).fit(X, y).n_neurons_
     0
     """
-    X, y = check_X_y(X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32], ensure_min_samples=2)
-    weight = check_sample_weight(sample_weight, X)
+    rows, targets = check_X_y(
+        X, y, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32], ensure_min_samples=2
+    )
+    weight = check_sample_weight(sample_weight, rows)
     kept = weight > 0
-    whitening = whiten(X[kept], weight[kept])
-    Y = np.asarray(y, dtype=np.float64)[kept].reshape(int(kept.sum()), -1)
+    whitening = whiten(rows[kept], weight[kept])
+    Y = np.asarray(targets, dtype=np.float64)[kept].reshape(int(kept.sum()), -1)
     problem = Problem(whitening.A, np.sqrt(weight[kept])[:, None] * Y, 1.0, fit_intercept)
     return largest_beta(problem.A, problem.target)
 

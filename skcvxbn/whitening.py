@@ -76,9 +76,9 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None) -> Whitening:
     -----
     *Rank.* Every column is divided by its largest magnitude, so that rounding in the input has the
     same size, ``eps`` (of the dtype of `X`), in every entry, whatever the units of the features. A
-    matrix of such errors has norm at most about ``eps * (sqrt(n) + sqrt(d))`` (for unit weights); a direction is kept
-    when its singular value exceeds eight times that. Constant, repeated and linearly dependent
-    columns therefore drop out, and rescaling a feature changes nothing.
+    matrix of such errors has norm at most about ``eps * (sqrt(n) + sqrt(d))`` (for unit weights); a
+    direction is kept when its singular value exceeds eight times that. Constant, repeated and linearly
+    dependent columns therefore drop out, and rescaling a feature changes nothing.
 
     *Cost.* The smaller of the two Gram matrices is decomposed. That squares the condition number, so
     the basis is orthonormalised a second time (as in CholeskyQR2), up to condition numbers of

@@ -83,9 +83,7 @@ def _solve_with_cvxpy(
 ) -> Solution:
     if patterns is None:
         raise ValueError("The reference solves program (P) over given arrangements; none were given.")
-    result = solve_cvxpy(
-        problem.A, problem.Y, problem.beta, patterns, fit_intercept=problem.fit_intercept
-    )
+    result = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=problem.fit_intercept)
     S, V = balanced(result.S, result.V)
     objective = problem.objective(S, V)
     lower_bound = min(result.lower_bound, objective)

@@ -36,6 +36,7 @@ class Problem:
     target: NDArray = field(init=False)
 
     def __post_init__(self) -> None:
+        """Centre the targets once."""
         object.__setattr__(self, "target", self.without_bias(self.Y))
 
     def without_bias(self, M: NDArray) -> NDArray:

@@ -145,7 +145,11 @@ def _price_signs(problem: Problem, D: NDArray, R: NDArray) -> _Blocks:
     targets = np.hstack([gradients, -gradients])
     signs = np.repeat([[1.0], [-1.0]], D.shape[1], axis=0)
     slack_for_certain = np.linalg.norm(targets, axis=0) <= problem.beta
-    owner, targets, signs = owner[~slack_for_certain], targets[:, ~slack_for_certain], signs[~slack_for_certain]
+    owner, targets, signs = (
+        owner[~slack_for_certain],
+        targets[:, ~slack_for_certain],
+        signs[~slack_for_certain],
+    )
     orientation = 2.0 * D[:, owner] - 1
     S = _project_on_cones(problem.A, orientation, targets, np.zeros_like(orientation), _BOUNDING_STEPS)[0]
     values = np.linalg.norm(S, axis=0)

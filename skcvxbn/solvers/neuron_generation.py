@@ -127,9 +127,7 @@ def _gap(problem: Problem, network: _Network, R: NDArray, found: Candidates) -> 
     return (network.objective - problem.dual_bound(R, found.largest)) / network.objective
 
 
-def _first_network(
-    problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None
-) -> _Network:
+def _first_network(problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None) -> _Network:
     if start is None:
         n_neurons = int(np.clip(4 * (problem.A.shape[1] + problem.Y.shape[1]), _LEAST_WIDTH, _LARGEST_WIDTH))
         if options.max_neurons is not None:
@@ -216,7 +214,8 @@ def _joined(problem: Problem, network: _Network, found: Candidates, options: Opt
     """Add the violating neurons whose arrangement and output direction are new."""
     violating = np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))
     # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
-    n_new = max(_NEWCOMERS, len(network) // 2) if _is_affordable(problem, network) else max(16, len(network) // 10)
+    exact = _is_affordable(problem, network)
+    n_new = max(_NEWCOMERS, len(network) // 2) if exact else max(16, len(network) // 10)
     chosen = found.take(violating[:n_new])
     # A maximiser lies on hyperplanes, where the sign of a_k^T s is rounding.
     patterns = problem.A @ chosen.S > 1e-9

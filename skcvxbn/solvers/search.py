@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-
 _STANDSTILL = 1e-10
 # Multiplications a search may cost.
 _AFFORDABLE = 2e10
@@ -64,7 +63,9 @@ def affordable_starts(A: NDArray, stages: tuple[tuple[int, int, int | None], ...
     return max(16, int(_AFFORDABLE / work_per_start))
 
 
-def random_starts(rank: int, n_outputs: int, n_starts: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
+def random_starts(
+    rank: int, n_outputs: int, n_starts: int, rng: np.random.RandomState
+) -> tuple[NDArray, NDArray]:
     """Uniform hidden and output directions; with one output, both signs of each hidden direction."""
     S = rng.standard_normal((rank, n_starts))
     if n_outputs == 1:
@@ -176,7 +177,7 @@ def _box_least_squares(
 
 def _distinct(S: NDArray, U: NDArray, cosine: float = 0.9998) -> NDArray:
     """Indices of columns that differ from every earlier one, in hidden or in output direction."""
-    similar = (S.T @ S > cosine) & (U @ U.T > cosine)
+    similar = np.minimum(S.T @ S, U @ U.T) > cosine
     keep: list[int] = []
     dropped = np.zeros(len(similar), dtype=bool)
     for i in range(len(similar)):
