@@ -160,7 +160,7 @@ def draw_function(axes: Any) -> None:
     y = np.sin(2 * x) * np.exp(-(x**2) / 6) + 0.25 * np.abs(x) + 0.12 * rng.standard_normal(60)
     X, line = x[:, None], np.linspace(-3, 3, 601)
 
-    model = ConvexBNRegressor(beta_ratio=0.003, tol=1e-6, random_state=0).fit(X, y)
+    model = ConvexBNRegressor(beta_ratio=0.003, tol=1e-8, random_state=0).fit(X, y)
     proof = ConvexBNRegressor(beta_ratio=0.003, arrangements="enumerated").fit(X, y)
     for seed in range(3):
         mlp = MLPRegressor(solver="lbfgs", max_iter=300, random_state=seed)

@@ -8,7 +8,7 @@ from sklearn.utils.validation import check_X_y
 
 from skcvxbn._sklearn import check_sample_weight
 from skcvxbn.solvers.base import Problem
-from skcvxbn.solvers.search import THOROUGH, affordable_starts, random_starts, search
+from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
 from skcvxbn.whitening import whiten
 
 _STARTS = 128
@@ -75,6 +75,8 @@ def largest_beta(A: NDArray, target: NDArray) -> float:
     size = float(np.linalg.norm(target))
     if size == 0:
         return 0.0
-    n_starts = min(_STARTS, affordable_starts(A, THOROUGH))
+    # The maxima at a target are few and wide: on large data a short search from few points finds them.
+    stages = THOROUGH if affordable_starts(A, THOROUGH) >= _STARTS else QUICK
+    n_starts = min(_STARTS, affordable_starts(A, stages))
     S, U = random_starts(A.shape[1], target.shape[1], n_starts, np.random.RandomState(0))
-    return size * search(A, target / size, S.astype(A.dtype), U.astype(A.dtype), stages=THOROUGH).largest
+    return size * search(A, target / size, S.astype(A.dtype), U.astype(A.dtype), stages=stages).largest

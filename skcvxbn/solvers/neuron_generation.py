@@ -29,6 +29,11 @@ from skcvxbn.solvers.search import (
 # Multiplications an interior point step may cost before descent is the cheaper way to progress.
 _AFFORDABLE = 4e9
 _QUICK_STARTS = 128
+# Batches of random starts, at most, behind the bound that is reported.
+_BATCHES = 3
+# Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
+# tolerance is kept for them.
+_MARGIN = 0.5
 _DESCENT_STEPS = 50
 # Neurons of the first network, and how many join in a round.
 _LEAST_WIDTH, _LARGEST_WIDTH, _NEWCOMERS = 128, 256, 96
@@ -36,7 +41,7 @@ _LEAST_WIDTH, _LARGEST_WIDTH, _NEWCOMERS = 128, 256, 96
 _COARSE = 1e-2
 # Rounds that lower the objective by a smaller share than this are standing still: exact rounds go on while
 # that is some of the tolerance; descent, which cannot reach it, only while it pays.
-_STANDSTILL, _DESCENT_STANDSTILL = 0.03, 1e-3
+_STANDSTILL, _DESCENT_STANDSTILL = 0.03, 1e-2
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,25 @@ def generate_neurons(
     network = best = _first_network(problem, options, start)
     found = Candidates(network.S[:, :0], network.U[:0], np.zeros(0))
     gap, n_iter, standing_still, message = np.inf, 0, 0, "max_iter was reached"
+    # A bound holds for every network: the best dual point need not belong to the best network.
+    dual_point, dual_network, dual_bound = problem.target, network, 0.0
+    # With several outputs a round may well fail to improve, for its descent leaves the kinks.
+    patience = 3 if problem.Y.shape[1] == 1 else 8
     try:
         for n_iter in range(1, options.max_iter + 1):
-            network = _refined(problem, network, options, gap)
+            if n_iter > 1 or _is_affordable(problem, network):
+                network = _refined(problem, network, options, gap)
             exact = _is_affordable(problem, network)
             least = _STANDSTILL * options.tol if exact else max(options.tol, _DESCENT_STANDSTILL)
             standing_still = standing_still + 1 if network.objective > (1 - least) * best.objective else 0
             if network.objective < best.objective:
                 best = network
             R = problem.residual(network.S, network.U)
-            found = _search(problem, R, network, found, options, thorough=standing_still > 0)
-            gap = _gap(problem, network, R, found)
+            found = _search(problem, R, network, found, options, thorough=exact and standing_still > 0)
+            gap = _gap(problem, network, R, found, options)
+            bound = _bound(problem, R, found, options)
+            if bound > dual_bound:
+                dual_point, dual_network, dual_bound = R, network, bound
             if options.verbose:
                 print(
                     f"round {n_iter:3d}  objective {network.objective:.8e}  gap {gap:.1e}"
@@ -95,20 +108,21 @@ def generate_neurons(
                     flush=True,
                 )
             if gap <= options.tol:
-                found = _search(problem, R, network, found, options, thorough=True)
-                gap = _gap(problem, network, R, found)
+                found = _confirmed(problem, R, network, found, options, exact)
+                gap = _gap(problem, network, R, found, options)
                 if gap <= options.tol:
                     best, message = network, ""
                     break
-            if standing_still >= (3 if exact else 1):
+            if standing_still >= (patience if exact else 1):
                 message = "the objective stands still"
                 break
             if n_iter < options.max_iter:
                 network = _joined(problem, network, found, options)
-        if message:
-            R = problem.residual(best.S, best.U)
-            found = _search(problem, R, best, found, options, thorough=True)
-        lower_bound = problem.dual_bound(R, found.largest)
+        if message == "":
+            lower_bound = _bound(problem, R, found, options)
+        else:
+            found = _confirmed(problem, dual_point, dual_network, found, options, exact)
+            lower_bound = _bound(problem, dual_point, found, options)
     except KeyboardInterrupt:
         message, lower_bound = "interrupted", 0.0
     S, V = balanced(best.S, best.U)
@@ -123,17 +137,22 @@ def generate_neurons(
     return Solution(S, V, objective, lower_bound, "estimated", n_iter, converged, message)
 
 
-def _gap(problem: Problem, network: _Network, R: NDArray, found: Candidates) -> float:
-    return (network.objective - problem.dual_bound(R, found.largest)) / network.objective
+def _bound(problem: Problem, R: NDArray, found: Candidates, options: Options) -> float:
+    """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
+    return problem.dual_bound(R, found.largest * (1 + _MARGIN * options.tol))
+
+
+def _gap(problem: Problem, network: _Network, R: NDArray, found: Candidates, options: Options) -> float:
+    return (network.objective - _bound(problem, R, found, options)) / network.objective
 
 
 def _first_network(problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None) -> _Network:
     if start is None:
-        n_neurons = int(np.clip(4 * (problem.A.shape[1] + problem.Y.shape[1]), _LEAST_WIDTH, _LARGEST_WIDTH))
+        n_neurons = int(np.clip(2 * (problem.A.shape[1] + problem.Y.shape[1]), _LEAST_WIDTH, _LARGEST_WIDTH))
         if options.max_neurons is not None:
             n_neurons = min(n_neurons, options.max_neurons)
         start = random_network(problem, n_neurons, options.rng)
-    network = _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=options.tol)
+    network = _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=3e-3)
     if options.max_neurons is not None and len(network) > options.max_neurons:
         network = _narrowed(problem, network, options.max_neurons)
     return network
@@ -200,14 +219,32 @@ def _narrowed(problem: Problem, network: _Network, max_neurons: int) -> _Network
 def _search(
     problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options, *, thorough: bool
 ) -> Candidates:
-    """Climb from random points, from the current neurons and from the best of the last search."""
+    """Climb from random points and from the most violated of the neurons and of what was last found."""
     stages = THOROUGH if thorough else QUICK
-    n_starts = options.search_starts if thorough else _QUICK_STARTS
-    n_starts = min(n_starts, affordable_starts(problem.A, stages))
-    S, U = random_starts(problem.A.shape[1], problem.Y.shape[1], n_starts, options.rng)
-    S = np.hstack([network.S, found.S[:, :n_starts], S]).astype(problem.A.dtype)
-    U = np.vstack([network.U, found.U[:n_starts], U]).astype(problem.A.dtype)
+    n_starts = min(options.search_starts if thorough else _QUICK_STARTS, affordable_starts(problem.A, stages))
+    S, U = np.hstack([network.S, found.S]), np.vstack([network.U, found.U])
+    lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
+    values = np.linalg.norm(problem.hidden(S).T @ R, axis=1) / lengths
+    largest = np.argsort(-values, kind="stable")[:n_starts]
+    random_S, random_U = random_starts(problem.A.shape[1], problem.Y.shape[1], n_starts, options.rng)
+    S = np.hstack([S[:, largest], random_S]).astype(problem.A.dtype)
+    U = np.vstack([U[largest], random_U]).astype(problem.A.dtype)
     return search(problem.A, R, S, U, stages=stages)
+
+
+def _confirmed(
+    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options, thorough: bool
+) -> Candidates:
+    """Search from fresh points until a batch of them no longer raises the largest value."""
+    if not thorough:
+        return _search(problem, R, network, found, options, thorough=False)
+    largest = 0.0
+    for _ in range(_BATCHES):
+        found = _search(problem, R, network, found, options, thorough=True)
+        if found.largest <= largest * (1 + 1e-3 * options.tol):
+            break
+        largest = found.largest
+    return found
 
 
 def _joined(problem: Problem, network: _Network, found: Candidates, options: Options) -> _Network:

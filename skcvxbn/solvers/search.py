@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STANDSTILL = 1e-10
-# Multiplications a search may cost.
-_AFFORDABLE = 2e10
 
 # Effort of a search: (convex-concave steps, projected gradient steps in each, points that go on). Many
 # steps solved halfway find more than few solved exactly: an exact step stops at the first fixed point.
 QUICK = ((4, 30, 96), (12, 30, None))
 THOROUGH = ((10, 30, 96), (60, 30, None))
+# Multiplications a quick and a thorough search may cost.
+_AFFORDABLE: dict[tuple[tuple[int, int, int | None], ...], float] = {QUICK: 5e8, THOROUGH: 3e9}
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Candidates:
 
 
 def affordable_starts(A: NDArray, stages: tuple[tuple[int, int, int | None], ...]) -> int:
-    """How many starts a search may have on data of this size, at least 16."""
+    """How many starts a search may have on data of this size, at least 8."""
     work_per_start = 2.0 * A.size * sum(n_outer * n_inner for n_outer, n_inner, _ in stages)
-    return max(16, int(_AFFORDABLE / work_per_start))
+    return max(8, int(_AFFORDABLE[stages] / work_per_start))
 
 
 def random_starts(
@@ -175,8 +175,11 @@ def _box_least_squares(
     return x, target - A.T @ x
 
 
-def _distinct(S: NDArray, U: NDArray, cosine: float = 0.9998) -> NDArray:
+def _distinct(S: NDArray, U: NDArray) -> NDArray:
     """Indices of columns that differ from every earlier one, in hidden or in output direction."""
+    # In two or three dimensions maxima on neighbouring kinks can lie this close together; in more, the
+    # room goes to points that are apart.
+    cosine = 1 - 1e-6 if len(S) <= 3 else 0.9998
     similar = np.minimum(S.T @ S, U @ U.T) > cosine
     keep: list[int] = []
     dropped = np.zeros(len(similar), dtype=bool)
