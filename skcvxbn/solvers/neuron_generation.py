@@ -34,7 +34,7 @@ _BATCHES = 3
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-_DESCENT_STEPS = 50
+_DESCENT_STEPS = 40
 # Neurons of the first network, and how many join in a round.
 _LEAST_WIDTH, _LARGEST_WIDTH, _NEWCOMERS = 128, 256, 96
 # Above this gap a round begins with descent.
@@ -108,20 +108,19 @@ def generate_neurons(
                     flush=True,
                 )
             if gap <= options.tol:
-                found = _confirmed(problem, R, network, found, options, exact)
+                found = _confirmed(problem, R, network, found, options)
                 gap = _gap(problem, network, R, found, options)
                 if gap <= options.tol:
-                    best, message = network, ""
+                    best, message, dual_bound = network, "", _bound(problem, R, found, options)
                     break
             if standing_still >= (patience if exact else 1):
                 message = "the objective stands still"
                 break
             if n_iter < options.max_iter:
                 network = _joined(problem, network, found, options)
-        if message == "":
-            lower_bound = _bound(problem, R, found, options)
-        else:
-            found = _confirmed(problem, dual_point, dual_network, found, options, exact)
+        lower_bound = dual_bound
+        if message and exact:
+            found = _confirmed(problem, dual_point, dual_network, found, options)
             lower_bound = _bound(problem, dual_point, found, options)
     except KeyboardInterrupt:
         message, lower_bound = "interrupted", 0.0
@@ -233,11 +232,9 @@ def _search(
 
 
 def _confirmed(
-    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options, thorough: bool
+    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options
 ) -> Candidates:
     """Search from fresh points until a batch of them no longer raises the largest value."""
-    if not thorough:
-        return _search(problem, R, network, found, options, thorough=False)
     largest = 0.0
     for _ in range(_BATCHES):
         found = _search(problem, R, network, found, options, thorough=True)
