@@ -248,7 +248,7 @@ def enumerate_arrangements(A: ArrayLike, *, max_arrangements: int = 100_000) -> 
         raise ValueError(
             f"The {n} rows form {normals.shape[0]} distinct hyperplanes of rank {normals.shape[1]}, which "
             f"have up to {readable} arrangements, more than max_arrangements={max_arrangements}. "
-            "Raise max_arrangements, use fewer rows or directions, or use generated or sampled arrangements."
+            "Use fewer rows or directions, or arrangements='generated' or 'sampled'."
         )
     # Signs at one point of each pair of opposite cells; the other cell has the opposite signs.
     points = _half_cells(normals, normals.shape[1])

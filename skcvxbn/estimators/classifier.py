@@ -71,7 +71,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         and outputs. It saves time along a path of `beta`; it does not change what is being solved.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
-        call. The objectives of different seeds agree within the stated gaps.
+        call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
     verbose : int, default=0
         1 prints the objective and the gap after every round.
 
