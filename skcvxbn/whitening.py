@@ -213,6 +213,8 @@ def _significant(singular_values: NDArray, threshold: float) -> NDArray:
 def _orthonormalised(rows: _CentredRows, to_basis: NDArray) -> NDArray:
     """Correct a nearly orthonormal basis by Cholesky factors of its Gram matrix (CholeskyQR2)."""
     rank = to_basis.shape[1]
+    if rank == 0:
+        return to_basis
     # One step squares the departure from orthonormality, so it is quickly at the rounding level.
     for _ in range(3):
         gram = np.zeros((rank, rank))

