@@ -201,5 +201,9 @@ def _project_on_cones(
 
 def _project_exactly(cone: NDArray, target: NDArray) -> NDArray:
     """Projection of `target` on ``{s : cone @ s >= 0}``, by nonnegative least squares on its polar."""
-    multipliers, _ = optimize.nnls(-cone.T, target)
+    try:
+        multipliers = optimize.nnls(-cone.T, target)[0]
+    except RuntimeError:
+        # The active-set method of older SciPy can cycle.
+        multipliers = optimize.lsq_linear(-cone.T, target, (0, np.inf), tol=1e-12).x
     return target + cone.T @ multipliers
