@@ -136,7 +136,7 @@ def test_dual_feasibility_over_all_arrangements(solved):
             for sign in (1, -1):
                 # The longest product with a unit vector of the cone is the distance from its polar.
                 target = sign * (A.T @ (on * R[:, 0]))
-                distance = np.sqrt(2 * lsq_linear(-cone.T, target, (0, np.inf), tol=1e-12).cost)
+                distance = np.sqrt(2 * lsq_linear(-cone.T, target, (0, np.inf), method="bvls").cost)
                 assert distance <= beta * (1 + 1e-3)
 
 

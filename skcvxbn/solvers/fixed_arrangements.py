@@ -205,5 +205,5 @@ def _project_exactly(cone: NDArray, target: NDArray) -> NDArray:
         multipliers = optimize.nnls(-cone.T, target)[0]
     except RuntimeError:
         # The active-set method of older SciPy can cycle.
-        multipliers = optimize.lsq_linear(-cone.T, target, (0, np.inf), tol=1e-12).x
+        multipliers = optimize.lsq_linear(-cone.T, target, (0, np.inf), method="bvls").x
     return target + cone.T @ multipliers
