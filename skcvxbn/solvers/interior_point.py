@@ -9,9 +9,10 @@ Every neuron has a fixed arrangement ``D_j`` and a fixed unit output direction `
 ``w_j (||s_j||^2 + theta^2)^(1/2) = s_j``. Linearising the second as it stands (and not the norm) keeps
 Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999).
 
-The Newton matrix is ``F^T F + B`` with ``B`` block diagonal, one block of order ``rank + 1`` a neuron. With
-``B_j = L_j L_j^T`` and ``W = F L^-T`` it is solved through ``I + W^T W`` or, for one output, ``I + W W^T``,
-whichever is smaller.
+The Newton matrix is ``F^T F + B``: the first part does not change from step to step and is assembled
+once, the second is block diagonal, one block of order ``rank + 1`` a neuron. Where the rows are fewer than
+the unknowns (one output), it is solved on the side of the rows: with ``B_j = L_j L_j^T`` and
+``W = F L^-T`` through ``I + W W^T``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from scipy import linalg
 from skcvxbn.solvers.base import Problem
 
 _TO_BOUNDARY = 0.995
+# Entries of a table that is kept for all steps.
+_LARGEST_TABLE = 2**23
 
 
 @dataclass
@@ -42,8 +45,15 @@ def work_per_step(problem: Problem, n_neurons: int) -> float:
     """Multiplications of one interior point step, roughly."""
     n_samples, rank = problem.A.shape
     unknowns = rank * n_neurons
-    smaller = min(unknowns, n_samples) if problem.Y.shape[1] == 1 else unknowns
-    return float(n_samples) * unknowns * smaller + float(smaller) ** 3 / 3
+    assembled = n_samples * unknowns * rank
+    if _by_rows(problem, unknowns):
+        return float(n_samples) ** 2 * unknowns / 2 + float(n_samples) ** 3 / 6 + assembled
+    return float(unknowns) ** 3 / 6 + assembled
+
+
+def _by_rows(problem: Problem, unknowns: int) -> bool:
+    # The side of the rows pays for a product of matrices in each step, the other for the factor alone.
+    return problem.Y.shape[1] == 1 and unknowns > 1.7 * len(problem.A)
 
 
 def solve_over_arrangements(
@@ -82,6 +92,8 @@ def solve_over_arrangements(
     sign = 2 * D - 1
     n_samples, n_neurons = D.shape
     point = _starting_point(problem, sign, S)
+    factorise = _rows_side(problem, D, U) if _by_rows(problem, S.size) else _columns_side(problem, D, U)
+    assemble = _block_assembler(A)
     for _ in range(max_iter):
         norms = np.linalg.norm(point.S, axis=0)
         infeasibility = sign * (A @ point.S) - point.slack
@@ -94,7 +106,7 @@ def solve_over_arrangements(
         centrality = float(np.vdot(point.slack, point.multiplier)) / (n_samples * n_neurons)
         theta = 0.1 * centrality * n_samples / beta
         try:
-            newton = _newton_matrix(problem, D, U, point, norms, theta)
+            newton = factorise(_blocks(assemble, beta, point, norms, theta))
         except linalg.LinAlgError:
             # Slacks and multipliers have reached the limits of floating point: no step is left to take.
             break
@@ -149,46 +161,92 @@ def _starting_point(problem: Problem, sign: NDArray, S: NDArray) -> _Point:
     return _Point(S, slack, multiplier, np.zeros_like(S))
 
 
-def _newton_matrix(
-    problem: Problem, D: NDArray, U: NDArray, point: _Point, norms: NDArray, theta: float
-) -> Callable[[NDArray], NDArray]:
-    """Factorise ``F^T F + B`` and return the solver of its systems."""
-    A, beta = problem.A, problem.beta
-    rank, n_neurons = point.S.shape
+def _block_assembler(A: NDArray) -> Callable[[NDArray], NDArray]:
+    """``A^T diag(c_j) A`` for every column ``c_j``."""
+    n_samples, rank = A.shape
+    first, second = np.triu_indices(rank)
+    if n_samples * len(first) > _LARGEST_TABLE:
+        return lambda stiffness: np.matmul(A.T[None] * stiffness.T[:, None, :], A)
+    products = A[:, first] * A[:, second]
+
+    def assemble(stiffness: NDArray) -> NDArray:
+        blocks = np.empty((stiffness.shape[1], rank, rank), dtype=A.dtype)
+        blocks[:, first, second] = blocks[:, second, first] = stiffness.T @ products
+        return blocks
+
+    return assemble
+
+
+def _blocks(
+    assemble: Callable[[NDArray], NDArray], beta: float, point: _Point, norms: NDArray, theta: float
+) -> NDArray:
+    """Diagonal blocks of the Newton matrix: cone constraints and norms."""
     smooth = np.sqrt(norms**2 + theta**2)
-    stiffness = point.multiplier / point.slack
-    blocks = np.matmul(A.T[None] * stiffness.T[:, None, :], A)
+    blocks = assemble(point.multiplier / point.slack)
     outer = point.W.T[:, :, None] * point.S.T[:, None, :]
     blocks -= (beta / (2 * smooth**2))[:, None, None] * (outer + outer.transpose(0, 2, 1))
-    diagonal = np.arange(rank)
+    diagonal = np.arange(blocks.shape[1])
     blocks[:, diagonal, diagonal] += (beta / smooth)[:, None]
     # The relative shift only guards the factorisation against rounding.
     blocks[:, diagonal, diagonal] *= 1 + 1e-12
-    L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
+    return blocks
 
-    masked = np.matmul(A, L_inverse.transpose(0, 2, 1)) * D.T[:, :, None]
-    W = problem.without_bias(masked.transpose(1, 0, 2).reshape(len(A), n_neurons * rank))
-    if problem.Y.shape[1] == 1 and W.shape[1] > len(A):
-        W = W * np.repeat(U[:, 0], rank)
-        factor = linalg.cho_factor(_plus_identity(W @ W.T), lower=True, check_finite=False)
 
-        def solve(b: NDArray) -> NDArray:
-            return b - W.T @ linalg.cho_solve(factor, W @ b, check_finite=False)
+_Newton = Callable[[NDArray], NDArray]
 
-    else:
-        gram = (W.T @ W).reshape(n_neurons, rank, n_neurons, rank) * (U @ U.T)[:, None, :, None]
-        gram = gram.reshape(n_neurons * rank, n_neurons * rank)
-        factor = linalg.cho_factor(_plus_identity(gram), lower=True, check_finite=False)
 
-        def solve(b: NDArray) -> NDArray:
-            return linalg.cho_solve(factor, b, check_finite=False)
+def _columns_side(problem: Problem, D: NDArray, U: NDArray) -> Callable[[NDArray], _Newton]:
+    """Factorise ``F^T F + B`` as it stands."""
+    A, n_neurons, rank = problem.A, D.shape[1], problem.A.shape[1]
+    unknowns = n_neurons * rank
+    gram = np.zeros((unknowns, unknowns), dtype=A.dtype)
+    step = max(1, _LARGEST_TABLE // unknowns)
+    for start in range(0, len(A), step):
+        rows = slice(start, start + step)
+        F = (D[rows, :, None] * A[rows, None, :]).reshape(-1, unknowns)
+        gram += F.T @ F
+    if problem.fit_intercept:
+        reached = (A.T @ (D * A[:, -1:])).T.ravel()
+        gram -= np.outer(reached, reached)
+    gram = gram.reshape(n_neurons, rank, n_neurons, rank)
+    gram *= (U @ U.T)[:, None, :, None]
+    neurons = np.arange(n_neurons)
 
-    def newton(rhs: NDArray) -> NDArray:
-        scaled = np.matmul(L_inverse, rhs.T[:, :, None]).ravel()
-        solution = solve(scaled).reshape(n_neurons, rank, 1)
-        return np.matmul(L_inverse.transpose(0, 2, 1), solution)[:, :, 0].T
+    def factorise(blocks: NDArray) -> _Newton:
+        matrix = gram.copy()
+        matrix[neurons, :, neurons, :] += blocks
+        factor = linalg.cho_factor(
+            matrix.reshape(unknowns, unknowns), lower=True, overwrite_a=True, check_finite=False
+        )
 
-    return newton
+        def newton(rhs: NDArray) -> NDArray:
+            return linalg.cho_solve(factor, rhs.T.ravel(), check_finite=False).reshape(n_neurons, rank).T
+
+        return newton
+
+    return factorise
+
+
+def _rows_side(problem: Problem, D: NDArray, U: NDArray) -> Callable[[NDArray], _Newton]:
+    """One output: factorise ``I + W W^T``."""
+    A, n_neurons, rank = problem.A, D.shape[1], problem.A.shape[1]
+
+    def factorise(blocks: NDArray) -> _Newton:
+        L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
+        masked = np.matmul(A, L_inverse.transpose(0, 2, 1)) * (D * U[:, 0]).T[:, :, None]
+        W = problem.without_bias(masked.transpose(1, 0, 2).reshape(len(A), n_neurons * rank))
+        factor = linalg.cho_factor(
+            _plus_identity(W @ W.T), lower=True, overwrite_a=True, check_finite=False
+        )
+
+        def newton(rhs: NDArray) -> NDArray:
+            b = np.matmul(L_inverse, rhs.T[:, :, None]).ravel()
+            b -= W.T @ linalg.cho_solve(factor, W @ b, check_finite=False)
+            return np.matmul(L_inverse.transpose(0, 2, 1), b.reshape(n_neurons, rank, 1))[:, :, 0].T
+
+        return newton
+
+    return factorise
 
 
 def _plus_identity(M: NDArray) -> NDArray:
