@@ -53,7 +53,8 @@ def solve(
     # and starting points need no units.
     size = float(np.linalg.norm(problem.target))
     nothing_to_learn = problem.fit_intercept and problem.A.shape[1] == 1
-    if size == 0 or nothing_to_learn:
+    # No hidden layer is longer than its neuron: from here on every dual constraint holds at the target.
+    if problem.beta >= size or nothing_to_learn:
         return _zero_network(problem)
     # Single precision is for data so large that only descent is affordable.
     dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,6 +136,8 @@ class Options:
         Source of those points.
     verbose : int
         1 prints a line a round.
+    deadline : float
+        Value of ``time.monotonic()`` at which to stop.
     """
 
     tol: float
@@ -143,6 +146,7 @@ class Options:
     search_starts: int
     rng: np.random.RandomState
     verbose: int = 0
+    deadline: float = math.inf
 
 
 def balanced(S: NDArray, V: NDArray) -> tuple[NDArray, NDArray]:

@@ -1,20 +1,29 @@
-"""Descent on the network itself, problem (N), by a limited-memory quasi-Newton method.
+"""Descent on the network itself, problem (N), with kinks that are smoothed less and less.
 
 In whitened coordinates, and with the balanced penalty ``beta/2 (||s||^2 + ||v||^2)``, whose minimum over
-rescalings is ``beta ||s|| ||v||``, a wide network descends to within a fraction of a percent of the
-global optimum in tens of steps. It stalls there, because optimal neurons sit on kinks of the ReLU.
+rescalings is ``beta ||s|| ||v||``, a wide network descends to the neighbourhood of the global optimum in
+some hundred quasi-Newton steps. On the ReLU itself it would stall, because optimal neurons sit on its
+kinks. So the ReLU is rounded off over ``|a_k^T s| <= width_j`` and the width lowered in stages: every stage
+is a smooth problem that starts next to its solution.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
-from skcvxbn.solvers.base import Problem, balanced
+from skcvxbn.solvers.base import Problem, balanced, without_negligible
 
 _MEMORY = 20
+# Between two stages neurons below this share of the largest leave: they do not come back.
+_NEGLIGIBLE = 1e-6
+# Steps between two looks at the progress.
+_STRIDE = 10
 
 
 def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
@@ -31,90 +40,201 @@ def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState)
 
 
 def descend(
-    problem: Problem, S: NDArray, V: NDArray, n_steps: int, tol: float = 0.0
+    problem: Problem,
+    S: NDArray,
+    V: NDArray,
+    *,
+    widths: tuple[float, ...],
+    n_steps: int,
+    tol: float = 0.0,
+    deadline: float = math.inf,
 ) -> tuple[NDArray, NDArray]:
-    """Improve a network by at most `n_steps` quasi-Newton steps (L-BFGS, Armijo line search).
+    """Improve a network by quasi-Newton steps (L-BFGS, Armijo line search) on ever sharper kinks.
 
     Parameters
     ----------
     problem : Problem
-        The training problem.
+        The training problem. Its precision is that of the arithmetic.
     S, V : ndarray of shape (rank + 1, n_neurons) and (n_neurons, n_outputs)
         The network to start from; left untouched.
+    widths : tuple of float
+        Half width of the rounded kink in each stage, in units of the typical ``|a_k^T s|`` of the neuron.
     n_steps : int
-        Number of steps.
+        Largest number of steps of a stage.
     tol : float
-        Stop when ten steps together lower the objective by less than this share.
+        A stage ends when ten steps together lower its objective by less than this share.
+    deadline : float
+        Value of ``time.monotonic()`` after which no step is begun.
 
     Returns
     -------
     S, V : tuple of ndarray
-        The improved network, balanced.
+        The improved network, balanced, without the neurons that died out on the way.
+
+    Raises
+    ------
+    Interrupted
+        A KeyboardInterrupt that carries the network reached.
     """
-    if len(V) == 0:
-        return S, V
-    hidden_shape, output_shape, split = S.shape, V.shape, S.size
-
-    def network(x: NDArray) -> tuple[NDArray, NDArray]:
-        return x[:split].reshape(hidden_shape), x[split:].reshape(output_shape)
-
-    def evaluate(x: NDArray) -> tuple[float, NDArray]:
-        return _value_and_gradient(problem, *network(x))
-
     S, V = balanced(S, V)
-    x = np.concatenate([S.ravel(), V.ravel()])
-    value, gradient = evaluate(x)
-    history: deque[tuple[NDArray, NDArray, float]] = deque(maxlen=_MEMORY)
-    reference = value
-    for step_number in range(1, n_steps + 1):
-        direction = _two_loop(gradient, history)
-        slope = float(gradient @ direction)
-        if slope >= 0:
+    for width in widths:
+        alive = without_negligible(S, V, _NEGLIGIBLE)
+        S, V = S[:, alive], V[alive]
+        if len(V) == 0:
             break
-        step = 1.0
-        while True:
-            new_x = x + step * direction
-            new_value, new_gradient = evaluate(new_x)
-            if new_value <= value + 1e-4 * step * slope:
+        smooth = _SmoothNetwork(problem, S, V, width)
+        try:
+            x = _minimise(smooth, smooth.pack(S, V), n_steps, tol, deadline)
+        except _Stopped as stop:
+            raise Interrupted(balanced(*smooth.unpack(stop.x))) from None
+        S, V = balanced(*smooth.unpack(x))
+    return S, V
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of the user that keeps what had been reached."""
+
+    def __init__(self, network: tuple[NDArray, NDArray]) -> None:
+        super().__init__()
+        self.network = network
+
+
+class _Stopped(KeyboardInterrupt):
+    def __init__(self, x: NDArray) -> None:
+        super().__init__()
+        self.x = x
+
+
+class _SmoothNetwork:
+    """Value and gradient of (N) with rounded kinks, as a function of one vector.
+
+    With ``t = a_k^T s / (2 width_j) + 1/2`` and ``d = min(max(t, 0), 1)`` the rounded ReLU is
+    ``2 width_j d (t - d/2)`` and its slope is ``d``.
+    """
+
+    def __init__(self, problem: Problem, S: NDArray, V: NDArray, width: float) -> None:
+        self.problem, self.shape = problem, (S.shape, V.shape)
+        lengths = np.linalg.norm(S, axis=0)
+        self.scale = (2 * width / np.sqrt(len(problem.A)) * lengths).astype(S.dtype)
+        # Memory taken once: on a small problem allocation would cost as much as arithmetic.
+        self.hidden, self.slope = (np.empty((len(problem.A), len(V)), dtype=S.dtype) for _ in range(2))
+
+    def pack(self, S: NDArray, V: NDArray) -> NDArray:
+        return np.concatenate([S.ravel(), V.ravel()])
+
+    def unpack(self, x: NDArray) -> tuple[NDArray, NDArray]:
+        hidden, output = self.shape
+        split = hidden[0] * hidden[1]
+        return x[:split].reshape(hidden), x[split:].reshape(output)
+
+    def __call__(self, x: NDArray) -> tuple[float, NDArray]:
+        problem, scale, H, D = self.problem, self.scale, self.hidden, self.slope
+        S, V = self.unpack(x)
+        np.matmul(problem.A, S / scale, out=H)
+        H += 0.5
+        np.minimum(np.maximum(H, 0, out=D), 1, out=D)
+        H -= 0.5 * D
+        H *= D
+        V_scaled = V * scale[:, None]
+        R = problem.target - problem.without_bias(H @ V_scaled)
+        value = 0.5 * float(np.vdot(R, R)) + 0.5 * problem.beta * float(np.vdot(x, x))
+        gradient_V = (H.T @ R) * -scale[:, None]
+        np.matmul(R, V.T, out=H)
+        H *= D
+        gradient = self.pack(-(problem.A.T @ H), gradient_V)
+        gradient += problem.beta * x
+        return value, gradient
+
+
+def _minimise(
+    evaluate: Callable[[NDArray], tuple[float, NDArray]],
+    x: NDArray,
+    n_steps: int,
+    tol: float,
+    deadline: float,
+) -> NDArray:
+    memory = _Memory(len(x), x.dtype)
+    try:
+        value, gradient = evaluate(x)
+        reference = value
+        for step_number in range(1, n_steps + 1):
+            moved = _step(evaluate, x, value, gradient, memory.direction(gradient))
+            if moved is None or time.monotonic() > deadline:
                 break
-            step /= 2
-            if step < 1e-9:
-                return balanced(*network(x))
-        difference, change = new_x - x, new_gradient - gradient
-        curvature = float(difference @ change)
-        if curvature > 1e-10 * float(change @ change) ** 0.5 * float(difference @ difference) ** 0.5:
-            history.append((difference, change, curvature))
-        x, value, gradient = new_x, new_value, new_gradient
-        if step_number % 10 == 0:
-            if reference - value < tol * abs(value):
-                break
-            reference = value
-    return balanced(*network(x))
+            new_x, value, new_gradient = moved
+            memory.update(new_x - x, new_gradient - gradient)
+            x, gradient = new_x, new_gradient
+            if step_number % _STRIDE == 0:
+                if reference - value <= tol * abs(value):
+                    break
+                reference = value
+    except KeyboardInterrupt:
+        raise _Stopped(x) from None
+    return x
 
 
-def _value_and_gradient(problem: Problem, S: NDArray, V: NDArray) -> tuple[float, NDArray]:
-    H = problem.hidden(S)
-    R = problem.target - problem.without_bias(H @ V)
-    beta = problem.beta
-    value = 0.5 * float(np.vdot(R, R)) + 0.5 * beta * float(np.vdot(S, S) + np.vdot(V, V))
-    gradient_V = beta * V - H.T @ R
-    pulled_back = R @ V.T
-    pulled_back *= H > 0
-    gradient_S = beta * S - problem.A.T @ pulled_back
-    return value, np.concatenate([gradient_S.ravel(), gradient_V.ravel()])
+def _step(
+    evaluate: Callable[[NDArray], tuple[float, NDArray]],
+    x: NDArray,
+    value: float,
+    gradient: NDArray,
+    direction: NDArray,
+) -> tuple[NDArray, float, NDArray] | None:
+    """Backtrack along `direction` until Armijo's rule holds; None where it cannot."""
+    slope = float(gradient @ direction)
+    step = 1.0
+    while slope < 0 and step > 1e-6:
+        new_x = x + step * direction
+        new_value, new_gradient = evaluate(new_x)
+        if new_value <= value + 1e-4 * step * slope:
+            return new_x, new_value, new_gradient
+        step /= 2
+    return None
 
 
-def _two_loop(gradient: NDArray, history: deque[tuple[NDArray, NDArray, float]]) -> NDArray:
-    direction = -gradient
-    if not history:
-        return direction / max(float(np.linalg.norm(gradient)), 1e-300)
-    coefficients = []
-    for difference, change, curvature in reversed(history):
-        a = float(difference @ direction) / curvature
-        coefficients.append(a)
-        direction -= a * change
-    _, change, curvature = history[-1]
-    direction *= curvature / float(change @ change)
-    for (difference, change, curvature), a in zip(history, reversed(coefficients), strict=True):
-        direction += (a - float(change @ direction) / curvature) * difference
-    return direction
+class _Memory:
+    """Inverse Hessian of limited memory in compact form (Byrd, Nocedal and Schnabel, 1994).
+
+    With steps ``P``, changes of the gradient ``Q`` as rows, ``T`` the upper triangle of ``P Q^T``, ``E`` its
+    diagonal and ``c`` the last curvature scale, the inverse Hessian is
+    ``c I + [P^T, c Q^T] [[T^-T (E + c Q Q^T) T^-1, -T^-T], [-T^-1, 0]] [P; c Q]``: few products of
+    matrices where the two-loop recursion would take many of vectors.
+    """
+
+    def __init__(self, size: int, dtype: np.dtype) -> None:
+        self.P, self.Q = (np.zeros((_MEMORY, size), dtype=dtype) for _ in range(2))
+        self.PQ, self.QQ = (np.zeros((_MEMORY, _MEMORY)) for _ in range(2))
+        self.order: list[int] = []
+
+    def update(self, step: NDArray, change: NDArray) -> None:
+        curvature = float(step @ change)
+        if curvature <= 1e-10 * float(np.linalg.norm(step)) * float(np.linalg.norm(change)):
+            return
+        row = len(self.order) if len(self.order) < _MEMORY else self.order.pop(0)
+        self.order.append(row)
+        self.P[row], self.Q[row] = step, change
+        self.PQ[:, row], self.PQ[row] = self.P @ change, self.Q @ step
+        self.QQ[:, row] = self.QQ[row] = self.Q @ change
+
+    def direction(self, gradient: NDArray) -> NDArray:
+        if not self.order:
+            return -gradient / max(float(np.linalg.norm(gradient)), 1e-30)
+        k = len(self.order)
+        which = np.ix_(self.order, self.order)
+        PQ, QQ = self.PQ[which], self.QQ[which]
+        last = self.order[-1]
+        scale = self.PQ[last, last] / self.QQ[last, last]
+        rows = self.order
+        p = (self.P[:k] @ gradient)[rows].astype(np.float64)
+        q = (self.Q[:k] @ gradient)[rows].astype(np.float64)
+        T = np.triu(PQ)
+        inner = linalg.solve_triangular(T, p, check_finite=False)
+        outer = linalg.solve_triangular(
+            T, PQ.diagonal() * inner + scale * (QQ @ inner - q), trans=1, check_finite=False
+        )
+        weights_P, weights_Q = np.zeros(k), np.zeros(k)
+        weights_P[rows], weights_Q[rows] = outer, -scale * inner
+        product = (
+            weights_P.astype(gradient.dtype) @ self.P[:k] + weights_Q.astype(gradient.dtype) @ self.Q[:k]
+        )
+        return -(product + gradient.dtype.type(scale) * gradient)

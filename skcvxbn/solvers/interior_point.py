@@ -235,9 +235,7 @@ def _rows_side(problem: Problem, D: NDArray, U: NDArray) -> Callable[[NDArray], 
         L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
         masked = np.matmul(A, L_inverse.transpose(0, 2, 1)) * (D * U[:, 0]).T[:, :, None]
         W = problem.without_bias(masked.transpose(1, 0, 2).reshape(len(A), n_neurons * rank))
-        factor = linalg.cho_factor(
-            _plus_identity(W @ W.T), lower=True, overwrite_a=True, check_finite=False
-        )
+        factor = linalg.cho_factor(_plus_identity(W @ W.T), lower=True, overwrite_a=True, check_finite=False)
 
         def newton(rhs: NDArray) -> NDArray:
             b = np.matmul(L_inverse, rhs.T[:, :, None]).ravel()

@@ -2,21 +2,28 @@
 
 The dual of the training problem has one constraint for every neuron, ``||R^T (A s)_+|| <= beta`` for all
 unit ``s``. A wide network is first trained by descent. Then, in rounds, the few neurons it needs are
-solved for exactly, the residual is searched for violated constraints, and the neurons that violate them
-join. The largest value the search finds turns the residual into a dual point, whose value bounds the
-optimum from below: this is the gap that is reported.
+solved for, the residual is searched for violated constraints, and the neurons that violate them join. The
+largest value the search finds turns the residual into a dual point, whose value bounds the optimum from
+below: this is the gap that is reported.
+
+A round solves for its neurons in one of three ways. Descent moves them through many arrangements at once
+and is cheap, but stops short of the kinks; the convex program over their arrangements is exact, but cannot
+leave these. So descent goes first, then both take turns, and the program alone makes the end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
-from skcvxbn.solvers.descent import descend, random_network
+from skcvxbn.solvers.base import Options, Problem, Solution, balanced
+from skcvxbn.solvers.descent import Interrupted, descend, random_network
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
+from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     QUICK,
     THOROUGH,
@@ -24,40 +31,51 @@ from skcvxbn.solvers.search import (
     affordable_starts,
     random_starts,
     search,
+    verified,
 )
 
-# Multiplications an interior point step may cost before descent is the cheaper way to progress.
-_AFFORDABLE = 4e9
-_QUICK_STARTS = 128
+# Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
+_CHEAP, _AFFORDABLE = 1e8, 4e9
+_QUICK_STARTS = 64
 # Batches of random starts, at most, behind the bound that is reported.
 _BATCHES = 3
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-_DESCENT_STEPS = 40
-# Neurons of the first network, and how many join in a round.
-_LEAST_WIDTH, _LARGEST_WIDTH, _NEWCOMERS = 128, 256, 96
-# Above this gap a round begins with descent.
+# Widths of the rounded kinks: of the first network, of a round, and where no exact step will follow.
+_FIRST_WIDTHS = (0.5, 0.25, 0.12, 0.06, 0.03)
+_ROUND_WIDTHS = (0.03, 0.008, 0.002)
+_FIRST_STEPS, _ROUND_STEPS = 80, 60
+# Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
+_LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 6e9
+_NEWCOMERS = 96
+# Share of the largest neuron below which one does not reach the convex program.
+_NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
+# Below this gap descent and the convex program take turns.
 _COARSE = 1e-2
-# Rounds that lower the objective by a smaller share than this are standing still: exact rounds go on while
-# that is some of the tolerance; descent, which cannot reach it, only while it pays.
-_STANDSTILL, _DESCENT_STANDSTILL = 0.03, 1e-2
+# Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
+_STANDSTILL = 0.03
+_DESCENT_STANDSTILL = 1e-3
+
+
+_CONVERGED, _INTERRUPTED = "converged", "interrupted"
+
+
+class _Way(Enum):
+    """How a round solves for its neurons."""
+
+    DESCENT = 1
+    TURNS = 2
+    PROGRAM = 3
 
 
 @dataclass(frozen=True)
-class _Network:
-    """Neurons ``(A s_j)_+ u_j^T`` with unit ``u_j``, and the arrangement each is solved for in."""
+class _DualPoint:
+    """A residual, the network it belongs to, and the bound its search gave."""
 
-    S: NDArray
-    U: NDArray
-    patterns: NDArray
-    objective: float = np.inf
-
-    def __len__(self) -> int:
-        return len(self.U)
-
-    def take(self, which: NDArray) -> _Network:
-        return _Network(self.S[:, which], self.U[which], self.patterns[:, which])
+    R: NDArray
+    neurons: Neurons
+    bound: float
 
 
 def generate_neurons(
@@ -79,190 +97,225 @@ def generate_neurons(
     Solution
         Certificate "estimated": the lower bound holds if the final search found the largest violation.
     """
-    network = best = _first_network(problem, options, start)
-    found = Candidates(network.S[:, :0], network.U[:0], np.zeros(0))
-    gap, n_iter, standing_still, message = np.inf, 0, 0, "max_iter was reached"
-    # A bound holds for every network: the best dual point need not belong to the best network.
-    dual_point, dual_network, dual_bound = problem.target, network, 0.0
-    # With several outputs a round may well fail to improve, for its descent leaves the kinks.
-    patience = 3 if problem.Y.shape[1] == 1 else 8
+    generation = _Generation(problem, options)
     try:
-        for n_iter in range(1, options.max_iter + 1):
-            if n_iter > 1 or _is_affordable(problem, network):
-                network = _refined(problem, network, options, gap)
-            exact = _is_affordable(problem, network)
-            least = _STANDSTILL * options.tol if exact else max(options.tol, _DESCENT_STANDSTILL)
-            standing_still = standing_still + 1 if network.objective > (1 - least) * best.objective else 0
-            if network.objective < best.objective:
-                best = network
-            R = problem.residual(network.S, network.U)
-            found = _search(problem, R, network, found, options, thorough=exact and standing_still > 0)
-            gap = _gap(problem, network, R, found, options)
-            bound = _bound(problem, R, found, options)
-            if bound > dual_bound:
-                dual_point, dual_network, dual_bound = R, network, bound
-            if options.verbose:
-                print(
-                    f"round {n_iter:3d}  objective {network.objective:.8e}  gap {gap:.1e}"
-                    f"  neurons {len(network)}",
-                    flush=True,
-                )
-            if gap <= options.tol:
-                found = _confirmed(problem, R, network, found, options)
-                gap = _gap(problem, network, R, found, options)
-                if gap <= options.tol:
-                    best, message, dual_bound = network, "", _bound(problem, R, found, options)
-                    break
-            if standing_still >= (patience if exact else 1):
-                message = "the objective stands still"
-                break
-            if n_iter < options.max_iter:
-                network = _joined(problem, network, found, options)
-        lower_bound = dual_bound
-        if message and exact:
-            found = _confirmed(problem, dual_point, dual_network, found, options)
-            lower_bound = _bound(problem, dual_point, found, options)
-    except KeyboardInterrupt:
-        message, lower_bound = "interrupted", 0.0
-    S, V = balanced(best.S, best.U)
-    objective = problem.objective(S, V)
-    idle = 0.5 * float(np.vdot(problem.target, problem.target))
-    if objective > (1 - 1e-9) * idle:
-        # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
-        S, V, objective = S[:, :0], V[:0], idle
-    # The bound can only exceed the objective by what the solver left undone.
-    lower_bound = min(lower_bound, objective)
-    converged = objective - lower_bound <= options.tol * objective
-    return Solution(S, V, objective, lower_bound, "estimated", n_iter, converged, message)
+        generation.begin(start)
+        while not generation.message:
+            generation.round()
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Interrupted):
+            generation.keep(*stop.network)
+        generation.message = _INTERRUPTED
+    return generation.solution()
 
 
-def _bound(problem: Problem, R: NDArray, found: Candidates, options: Options) -> float:
-    """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
-    return problem.dual_bound(R, found.largest * (1 + _MARGIN * options.tol))
+class _Generation:
+    """State of the rounds."""
 
-
-def _gap(problem: Problem, network: _Network, R: NDArray, found: Candidates, options: Options) -> float:
-    return (network.objective - _bound(problem, R, found, options)) / network.objective
-
-
-def _first_network(problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None) -> _Network:
-    if start is None:
-        n_neurons = int(np.clip(2 * (problem.A.shape[1] + problem.Y.shape[1]), _LEAST_WIDTH, _LARGEST_WIDTH))
-        if options.max_neurons is not None:
-            n_neurons = min(n_neurons, options.max_neurons)
-        start = random_network(problem, n_neurons, options.rng)
-    network = _descended(problem, *start, n_steps=2 * _DESCENT_STEPS, tol=3e-3)
-    if options.max_neurons is not None and len(network) > options.max_neurons:
-        network = _narrowed(problem, network, options.max_neurons)
-    return network
-
-
-def _descended(problem: Problem, S: NDArray, V: NDArray, n_steps: int, tol: float) -> _Network:
-    S, V = descend(problem, S, V, n_steps=n_steps, tol=tol)
-    alive = without_negligible(S, V, 1e-4)
-    S, V = S[:, alive], V[alive]
-    norms = np.linalg.norm(V, axis=1)
-    S, U = S * norms, V / norms[:, None]
-    return _Network(S, U, problem.A @ S > 0, problem.objective(S, U))
-
-
-def _is_affordable(problem: Problem, network: _Network) -> bool:
-    return work_per_step(problem, len(network)) <= _AFFORDABLE
-
-
-def _refined(problem: Problem, network: _Network, options: Options, gap: float) -> _Network:
-    """Solve for the neurons at hand: exactly where that is affordable, else by descent."""
-    affordable = _is_affordable(problem, network)
-    if options.max_neurons is not None and len(network) > options.max_neurons:
-        network = _narrowed(problem, network, options.max_neurons)
-    # Descent moves neurons across many arrangements at once and, with several outputs, turns their output
-    # directions; the convex program does neither, but it alone gets past the kinks.
-    if gap > _COARSE or problem.Y.shape[1] > 1 or not affordable:
-        network = _descended(problem, network.S, network.U, _DESCENT_STEPS, 0.01 * options.tol)
-    if len(network) and affordable:
-        # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
-        relative = max(options.tol, 0.3 * min(gap, 0.3))
-        accuracy = (relative * problem.beta) ** 2 / (2 * network.objective)
-        S = solve_over_arrangements(
-            problem,
-            network.patterns,
-            network.U,
-            network.S,
-            tol=float(np.clip(accuracy, 1e-13, 1e-5)),
+    def __init__(self, problem: Problem, options: Options) -> None:
+        self.problem, self.options = problem, options
+        # Descent and search run in single precision: all that is reported is computed in the problem's own.
+        self.single = Problem(
+            problem.A.astype(np.float32, copy=False),
+            problem.Y.astype(np.float32, copy=False),
+            problem.beta,
+            problem.fit_intercept,
         )
-        network = _merged(replace(network, S=S).take(without_negligible(S, network.U, 1e-5)))
-    return replace(network, objective=problem.objective(network.S, network.U))
+        rank, n_outputs = problem.A.shape[1], problem.Y.shape[1]
+        nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
+        self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
+        self.found = Candidates(*nothing, np.zeros(0))
+        self.dual = _DualPoint(problem.target, self.neurons, 0.0)
+        self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
+        self.message = ""
+        # With several outputs a round may well fail to improve: the directions turn by descent only.
+        self.patience = 3 if n_outputs == 1 else 6
 
+    def begin(self, start: tuple[NDArray, NDArray] | None) -> None:
+        """Train the first network by descent."""
+        if start is None:
+            start = random_network(self.single, self._first_size(), self.options.rng)
+        start = start[0].astype(np.float32), start[1].astype(np.float32)
+        self._descend(*start, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
+        if work_per_step(self.problem, len(self.neurons)) <= _CHEAP:
+            self.way = _Way.TURNS
 
-def _merged(network: _Network) -> _Network:
-    """Add up neurons of the same arrangement and output direction, which never costs more."""
-    keys = [_key(p, u) for p, u in zip(network.patterns.T, network.U, strict=True)]
-    first: dict[tuple[bytes, bytes], int] = {}
-    groups = np.array([first.setdefault(key, len(first)) for key in keys], dtype=int)
-    if len(first) == len(keys):
-        return network
-    S = np.zeros((len(network.S), len(first)), dtype=network.S.dtype)
-    np.add.at(S.T, groups, network.S.T)
-    representative = np.unique(groups, return_index=True)[1]
-    return replace(network.take(representative), S=S)
+    def _first_size(self) -> int:
+        problem = self.problem
+        wanted = 33 / np.sqrt(problem.beta / max(float(np.linalg.norm(problem.target)), 1e-30))
+        largest = _DEAREST_STEP / (2 * problem.A.size)
+        size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
+        return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
+    def round(self) -> None:
+        """Solve for the neurons, search for violated constraints, and see whether to go on."""
+        self.n_iter += 1
+        if self.n_iter > 1:
+            self._join()
+        self._solve()
+        progress = 1 - self.neurons.objective / self.best.objective if len(self.best) else 1.0
+        if self.neurons.objective < self.best.objective:
+            self.best = self.neurons
+        self._search()
+        if self.options.verbose:
+            print(
+                f"round {self.n_iter:3d}  objective {self.neurons.objective:.8e}  gap {self.gap:.1e}"
+                f"  neurons {len(self.neurons)}",
+                flush=True,
+            )
+        self._decide(progress)
 
-def _narrowed(problem: Problem, network: _Network, max_neurons: int) -> _Network:
-    """Descend with the newcomers, then keep the largest neurons."""
-    network = _descended(problem, network.S, network.U, 2 * _DESCENT_STEPS, 0.0)
-    largest = np.argsort(-np.linalg.norm(network.S, axis=0), kind="stable")[:max_neurons]
-    network = network.take(np.sort(largest))
-    return _descended(problem, network.S, network.U, 2 * _DESCENT_STEPS, 0.0)
+    def keep(self, S: NDArray, V: NDArray) -> None:
+        """Take a network that an interrupt cut short, if it is the best so far."""
+        neurons = Neurons.of_network(self.problem, S, V, _NEGLIGIBLE)
+        if neurons.objective < self.best.objective:
+            self.best = neurons
 
+    def _join(self) -> None:
+        problem, options = self.problem, self.options
+        violating = np.flatnonzero(self.found.values > problem.beta * (1 + 1e-3 * options.tol))
+        # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
+        n_neurons = len(self.neurons)
+        n_new = max(_NEWCOMERS, n_neurons // 2) if self._affordable() else max(16, n_neurons // 10)
+        self.neurons = self.neurons.joined(problem, self.found.take(violating[:n_new]))
 
-def _search(
-    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options, *, thorough: bool
-) -> Candidates:
-    """Climb from random points and from the most violated of the neurons and of what was last found."""
-    stages = THOROUGH if thorough else QUICK
-    n_starts = min(options.search_starts if thorough else _QUICK_STARTS, affordable_starts(problem.A, stages))
-    S, U = np.hstack([network.S, found.S]), np.vstack([network.U, found.U])
-    lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
-    values = np.linalg.norm(problem.hidden(S).T @ R, axis=1) / lengths
-    largest = np.argsort(-values, kind="stable")[:n_starts]
-    random_S, random_U = random_starts(problem.A.shape[1], problem.Y.shape[1], n_starts, options.rng)
-    S = np.hstack([S[:, largest], random_S]).astype(problem.A.dtype)
-    U = np.vstack([U[largest], random_U]).astype(problem.A.dtype)
-    return search(problem.A, R, S, U, stages=stages)
+    def _affordable(self) -> bool:
+        return work_per_step(self.problem, len(self.neurons)) <= _AFFORDABLE
 
+    def _solve(self) -> None:
+        most = self.options.max_neurons
+        if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
+            self._descend(self.neurons.S, self.neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+        if most is not None and len(self.neurons) > most:
+            largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
+            few = self.neurons.take(np.sort(largest))
+            self._descend(few.S, few.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+        if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
+            self._solve_program()
 
-def _confirmed(
-    problem: Problem, R: NDArray, network: _Network, found: Candidates, options: Options
-) -> Candidates:
-    """Search from fresh points until a batch of them no longer raises the largest value."""
-    largest = 0.0
-    for _ in range(_BATCHES):
-        found = _search(problem, R, network, found, options, thorough=True)
-        if found.largest <= largest * (1 + 1e-3 * options.tol):
-            break
-        largest = found.largest
-    return found
+    def _descend(self, S: NDArray, V: NDArray, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
+        # Through double precision: the product of the scales of a newcomer is small.
+        S, V = balanced(S.astype(np.float64), V.astype(np.float64))
+        S, V = descend(
+            self.single,
+            S.astype(np.float32),
+            V.astype(np.float32),
+            widths=widths,
+            n_steps=n_steps,
+            tol=tol,
+            deadline=self.options.deadline,
+        )
+        negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
+        self.neurons = Neurons.of_network(self.problem, S, V, negligible)
 
+    def _solve_program(self) -> None:
+        """Solve the convex program over the arrangements of the neurons."""
+        # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
+        relative = max(self.options.tol, 0.3 * min(self.gap, 0.3))
+        accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
+        neurons = self.neurons.merged()
+        S = solve_over_arrangements(
+            self.problem,
+            neurons.patterns,
+            neurons.U,
+            neurons.S,
+            tol=float(np.clip(accuracy, 1e-13, 1e-6)),
+        )
+        self.neurons = neurons.solved(self.problem, S, _NEGLIGIBLE)
 
-def _joined(problem: Problem, network: _Network, found: Candidates, options: Options) -> _Network:
-    """Add the violating neurons whose arrangement and output direction are new."""
-    violating = np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))
-    # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
-    exact = _is_affordable(problem, network)
-    n_new = max(_NEWCOMERS, len(network) // 2) if exact else max(16, len(network) // 10)
-    chosen = found.take(violating[:n_new])
-    # A maximiser lies on hyperplanes, where the sign of a_k^T s is rounding.
-    patterns = problem.A @ chosen.S > 1e-9
-    known = {_key(p, u) for p, u in zip(network.patterns.T, network.U, strict=True)}
-    new = [j for j in range(len(chosen.values)) if _key(patterns[:, j], chosen.U[j]) not in known]
-    size = 1e-2 * np.linalg.norm(network.S, axis=0).mean() if len(network) else 1e-2
-    return _Network(
-        np.hstack([network.S, size * chosen.S[:, new]]),
-        np.vstack([network.U, chosen.U[new]]),
-        np.hstack([network.patterns, patterns[:, new]]),
-        network.objective,
-    )
+    def _search(self) -> None:
+        thorough = self.way is _Way.PROGRAM and self.standing_still > 0
+        R = self.problem.residual(self.neurons.S, self.neurons.U)
+        self.found = self._searched(R, self.neurons, thorough=thorough)
+        self._state_gap(R)
 
+    def _state_gap(self, R: NDArray) -> None:
+        bound = self._bound(R)
+        self.gap = 1 - bound / self.neurons.objective
+        if bound > self.dual.bound:
+            self.dual = _DualPoint(R, self.neurons, bound)
 
-def _key(pattern: NDArray, direction: NDArray) -> tuple[bytes, bytes]:
-    return np.packbits(pattern).tobytes(), np.round(direction, 3).tobytes()
+    def _bound(self, R: NDArray) -> float:
+        """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
+        return self.problem.dual_bound(R, self.found.largest * (1 + _MARGIN * self.options.tol))
+
+    def _searched(self, R: NDArray, neurons: Neurons, *, thorough: bool) -> Candidates:
+        """Climb from random points and from the most violated of the neurons and of what was last found."""
+        options, found = self.options, self.found
+        # Single precision finds a maximum to six digits.
+        problem = self.single if options.tol >= 1e-5 else self.problem
+        A, dtype = problem.A, problem.A.dtype
+        stages = THOROUGH if thorough else QUICK
+        n_starts = min(options.search_starts if thorough else _QUICK_STARTS, affordable_starts(A, stages))
+        S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
+        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
+        values = np.linalg.norm(self.problem.hidden(S).T @ R, axis=1) / lengths
+        largest = np.argsort(-values, kind="stable")[:n_starts]
+        random_S, random_U = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
+        S = np.hstack([S[:, largest] / lengths[largest], random_S]).astype(dtype)
+        U = np.vstack([U[largest], random_U]).astype(dtype)
+        candidates = search(A, R.astype(dtype), S, U, stages=stages)
+        return verified(self.problem.A, R, candidates)
+
+    def _confirm(self, R: NDArray, neurons: Neurons) -> None:
+        """Search from fresh points until a batch of them no longer raises the largest value."""
+        largest = 0.0
+        for _ in range(_BATCHES):
+            self.found = self._searched(R, neurons, thorough=True)
+            if self.found.largest <= largest * (1 + 1e-3 * self.options.tol):
+                break
+            largest = self.found.largest
+
+    def _decide(self, progress: float) -> None:
+        options = self.options
+        if self.gap <= options.tol:
+            R = self.problem.residual(self.neurons.S, self.neurons.U)
+            self._confirm(R, self.neurons)
+            bound = self._bound(R)
+            self.gap = 1 - bound / self.neurons.objective
+            if self.gap <= options.tol:
+                self.best, self.dual = self.neurons, _DualPoint(R, self.neurons, bound)
+                self.message = _CONVERGED
+                return
+            self.way = _Way.PROGRAM
+        elif self.way is _Way.DESCENT:
+            self._leave_descent(progress)
+        elif progress < _STANDSTILL * options.tol:
+            self.standing_still += 1
+            if self.way is _Way.TURNS and self.standing_still > 1:
+                self.way, self.standing_still, self.neurons = _Way.PROGRAM, 0, self.best
+        else:
+            self.standing_still = 0
+        if time.monotonic() >= options.deadline:
+            self.message = "max_time was reached"
+        elif self.n_iter >= options.max_iter:
+            self.message = "max_iter was reached"
+        elif self.standing_still >= self.patience:
+            self.message = "the objective stands still"
+
+    def _leave_descent(self, progress: float) -> None:
+        standing_still = self.n_iter > 1 and progress < max(self.options.tol, _DESCENT_STANDSTILL)
+        if self._affordable():
+            if self.gap <= _COARSE or standing_still:
+                self.way = _Way.TURNS
+        elif standing_still:
+            self.standing_still = self.patience
+
+    def solution(self) -> Solution:
+        """Return the best network and the best bound."""
+        problem, best = self.problem, self.best
+        lower_bound = self.dual.bound
+        if self.message not in (_CONVERGED, _INTERRUPTED) and self.way is not _Way.DESCENT:
+            self._confirm(self.dual.R, self.dual.neurons)
+            lower_bound = self._bound(self.dual.R)
+        S, V = balanced(best.S, best.U)
+        objective = problem.objective(S, V)
+        idle = 0.5 * float(np.vdot(problem.target, problem.target))
+        if objective > (1 - 1e-9) * idle:
+            # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
+            S, V, objective = S[:, :0], V[:0], idle
+        # The bound can only exceed the objective by what the solver left undone.
+        lower_bound = min(lower_bound, objective)
+        converged = objective - lower_bound <= self.options.tol * objective
+        message = "" if self.message == _CONVERGED else self.message
+        return Solution(S, V, objective, lower_bound, "estimated", self.n_iter, converged, message)

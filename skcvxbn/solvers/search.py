@@ -15,18 +15,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _STANDSTILL = 1e-10
 
-# Effort of a search: (convex-concave steps, projected gradient steps in each, points that go on). Many
-# steps solved halfway find more than few solved exactly: an exact step stops at the first fixed point.
-QUICK = ((4, 30, 96), (12, 30, None))
-THOROUGH = ((10, 30, 96), (60, 30, None))
+
+class Stage(NamedTuple):
+    """Effort of one part of a search.
+
+    Attributes
+    ----------
+    n_outer : int
+        Convex-concave steps.
+    n_inner : int
+        Projected gradient steps in each. Many steps solved halfway find more than few solved exactly:
+        an exact step stops at the first fixed point.
+    n_kept : int or None
+        How many of the best points go on to the next stage.
+    width : float
+        Half width, in units of the typical ``|a_k^T s|``, over which the kinks of the convex part are
+        rounded in the first step; it falls to a thirtieth in the last. Small maxima vanish in a rounded
+        landscape, and more starts end in the large ones. Zero leaves the kinks as they are.
+    """
+
+    n_outer: int
+    n_inner: int
+    n_kept: int | None
+    width: float
+
+
+Stages = tuple[Stage, ...]
+
+QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
+THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
 # Multiplications a quick and a thorough search may cost.
-_AFFORDABLE: dict[tuple[tuple[int, int, int | None], ...], float] = {QUICK: 5e8, THOROUGH: 3e9}
+_AFFORDABLE: dict[Stages, float] = {QUICK: 5e8, THOROUGH: 3e9}
+_SHARPENING = 30.0
 
 
 @dataclass(frozen=True)
@@ -57,9 +84,9 @@ class Candidates:
         return Candidates(self.S[:, which], self.U[which], self.values[which])
 
 
-def affordable_starts(A: NDArray, stages: tuple[tuple[int, int, int | None], ...]) -> int:
+def affordable_starts(A: NDArray, stages: Stages) -> int:
     """How many starts a search may have on data of this size, at least 8."""
-    work_per_start = 2.0 * A.size * sum(n_outer * n_inner for n_outer, n_inner, _ in stages)
+    work_per_start = 2.0 * A.size * sum(stage.n_outer * stage.n_inner for stage in stages)
     return max(8, int(_AFFORDABLE[stages] / work_per_start))
 
 
@@ -79,7 +106,7 @@ def search(
     S: NDArray,
     U: NDArray,
     *,
-    stages: tuple[tuple[int, int, int | None], ...] = QUICK,
+    stages: Stages = QUICK,
 ) -> Candidates:
     """Local maxima of ``||R^T (A s)_+||`` over unit ``s``, climbed from given starts.
 
@@ -91,9 +118,8 @@ def search(
         The residual, or any dual point.
     S, U : ndarray of shape (rank + 1, n_starts) and (n_starts, n_outputs)
         Starting hidden and output directions, of any length.
-    stages : tuple of (n_outer, n_inner, n_kept)
-        Steps of the convex-concave procedure, projected gradient steps in each, and how many of the
-        best points go on to the next stage.
+    stages : tuple of Stage
+        Effort: each stage goes on from the best points of the one before.
 
     Returns
     -------
@@ -102,32 +128,40 @@ def search(
     """
     S, U = _unit(S, axis=0), _unit(U, axis=1)
     values = np.zeros(S.shape[1])
-    for n_outer, n_inner, n_kept in stages:
-        S, U, values = _climb(A, R, S, U, n_outer, n_inner)
+    for stage in stages:
+        S, U, values = _climb(A, R, S, U, stage)
         # Duplicates go before the best are kept, or those around one maximum would crowd out the rest.
         order = np.argsort(-values, kind="stable")
-        order = order[_distinct(S[:, order], U[order])][:n_kept]
+        order = order[_distinct(S[:, order], U[order])][: stage.n_kept]
         S, U, values = S[:, order], U[order], values[order]
     return Candidates(S, U, values)
 
 
-def _climb(A: NDArray, R: NDArray, S: NDArray, U: NDArray, n_outer: int, n_inner: int) -> tuple[NDArray, ...]:
+def verified(A: NDArray, R: NDArray, candidates: Candidates) -> Candidates:
+    """Return the same candidates with values in the precision of `A`, whatever they were found in."""
+    S, U = _unit(candidates.S.astype(A.dtype), axis=0), _unit(candidates.U.astype(A.dtype), axis=1)
+    U, values = _evaluate(A, R, S, U)
+    order = np.argsort(-values, kind="stable")
+    return Candidates(S[:, order], U[order], values[order])
+
+
+def _climb(A: NDArray, R: NDArray, S: NDArray, U: NDArray, stage: Stage) -> tuple[NDArray, ...]:
     """Convex-concave steps from each start; a start that they do not improve on stays as it is."""
     start_S, start_U, start_values = S, *_evaluate(A, R, S, U)
     V = R @ U.T
     lower = np.maximum(-V, 0)
-    active = A @ S > 0
-    multipliers = lower * active
-    for _ in range(n_outer):
-        gradient = A.T @ (np.maximum(V, 0) * active)
-        multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, n_inner)
+    hidden = A @ S
+    multipliers = lower * (hidden > 0)
+    widths = stage.width / math.sqrt(len(A)) * np.geomspace(1, 1 / _SHARPENING, stage.n_outer)
+    for width in widths.tolist():
+        gradient = A.T @ (np.maximum(V, 0) * _slope(hidden, width))
+        multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, stage.n_inner)
         norm = np.linalg.norm(direction, axis=0)
         new_S = np.where(norm > 0, direction / np.where(norm > 0, norm, 1.0), S)
         moved, S = float(np.abs(new_S - S).max()), new_S
         if moved < _STANDSTILL:
             break
         hidden = A @ S
-        active = hidden > 0
         if R.shape[1] > 1:
             U = _output_directions(R, hidden, U)
             V = R @ U.T
@@ -140,6 +174,15 @@ def _climb(A: NDArray, R: NDArray, S: NDArray, U: NDArray, n_outer: int, n_inner
         np.where(worse[:, None], start_U, U),
         np.maximum(values, start_values),
     )
+
+
+def _slope(hidden: NDArray, width: float) -> NDArray:
+    """Slope of the ReLU with its kink rounded over ``[-width, width]``."""
+    if width == 0:
+        return hidden > 0
+    slope = hidden * (0.5 / width)
+    slope += 0.5
+    return np.minimum(np.maximum(slope, 0, out=slope), 1, out=slope)
 
 
 def _evaluate(A: NDArray, R: NDArray, S: NDArray, U: NDArray) -> tuple[NDArray, NDArray]:
