@@ -9,26 +9,33 @@ Every neuron has a fixed arrangement ``D_j`` and a fixed unit output direction `
 ``w_j (||s_j||^2 + theta^2)^(1/2) = s_j``. Linearising the second as it stands (and not the norm) keeps
 Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999).
 
-The Newton matrix is ``F^T F + B``: the first part does not change from step to step and is assembled
-once, the second is block diagonal, one block of order ``rank + 1`` a neuron. Where the rows are fewer than
-the unknowns (one output), it is solved on the side of the rows: with ``B_j = L_j L_j^T`` and
-``W = F L^-T`` through ``I + W W^T``.
+A step is Mehrotra's predictor and corrector, then Gondzio's centrality correctors (1996): with as many
+constraints as rows times neurons a few products always stray and cut steps short, and one more solution with
+the factors at hand costs far less than one more factorisation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.newton_system import NewtonSolver, NewtonSystem, work_of_system
 
 _TO_BOUNDARY = 0.995
-# Entries of a table that is kept for all steps.
-_LARGEST_TABLE = 2**23
+# Centrality correctors: how many, how much longer a step each aims at, and how much longer it must be.
+_CORRECTORS, _AIM, _LEAST_GAIN = 3, 0.3, 0.01
+# Products of slack and multiplier outside this band around their target are drawn to its edges.
+_BAND = 10.0
+# Accuracy of the Newton directions, in shares of the gap and between these limits.
+_SOLVE_ACCURACY, _LEAST_ACCURATE, _MOST_ACCURATE = 1e-3, 1e-4, 1e-10
+# Curvature added in all directions, next to F^T F with blocks of norm at most one: along a neuron the norm is
+# linear, and without it the inverse of a block overflows what the solution of the system can cancel.
+_PROXIMAL = 1e-7
+# Blocks are assembled with tables of about this many numbers.
+_TABLE_ENTRIES = 2**20
 
 
 @dataclass
@@ -40,20 +47,21 @@ class _Point:
     multiplier: NDArray
     W: NDArray
 
+    def moved(self, move: _Point, primal: float, dual: float) -> _Point:
+        W = self.W + dual * move.W
+        return _Point(
+            self.S + primal * move.S,
+            self.slack + primal * move.slack,
+            self.multiplier + dual * move.multiplier,
+            W / np.maximum(np.linalg.norm(W, axis=0), 1),
+        )
+
 
 def work_per_step(problem: Problem, n_neurons: int) -> float:
     """Multiplications of one interior point step, roughly."""
     n_samples, rank = problem.A.shape
-    unknowns = rank * n_neurons
-    assembled = n_samples * unknowns * rank
-    if _by_rows(problem, unknowns):
-        return float(n_samples) ** 2 * unknowns / 2 + float(n_samples) ** 3 / 6 + assembled
-    return float(unknowns) ** 3 / 6 + assembled
-
-
-def _by_rows(problem: Problem, unknowns: int) -> bool:
-    # The side of the rows pays for a product of matrices in each step, the other for the factor alone.
-    return problem.Y.shape[1] == 1 and unknowns > 1.7 * len(problem.A)
+    assembled = 0.5 * n_samples * rank**2 * n_neurons + 10.0 * rank**3 * n_neurons
+    return assembled + work_of_system(problem, n_neurons)
 
 
 def solve_over_arrangements(
@@ -87,169 +95,122 @@ def solve_over_arrangements(
     ndarray of shape (rank + 1, n_neurons)
         The neurons; those the optimum does without are of negligible size.
     """
-    A, beta = problem.A, problem.beta
-    D = patterns.astype(A.dtype)
+    D = patterns.astype(problem.A.dtype)
     sign = 2 * D - 1
-    n_samples, n_neurons = D.shape
+    system = NewtonSystem(problem, D, U)
     point = _starting_point(problem, sign, S)
-    factorise = _rows_side(problem, D, U) if _by_rows(problem, S.size) else _columns_side(problem, D, U)
-    assemble = _block_assembler(A)
     for _ in range(max_iter):
+        R = problem.target - system.fit(point.S)
         norms = np.linalg.norm(point.S, axis=0)
-        infeasibility = sign * (A @ point.S) - point.slack
-        R = problem.target - problem.without_bias((D * (A @ point.S)) @ U)
-        loss_gradient = -(A.T @ (D * (R @ U.T)))
-        gap = np.vdot(point.slack, point.multiplier) + beta * (norms - (point.W * point.S).sum(axis=0)).sum()
-        value = 0.5 * np.vdot(R, R) + beta * norms.sum()
+        infeasibility = sign * (problem.A @ point.S) - point.slack
+        complementarity = float(np.vdot(point.slack, point.multiplier))
+        gap = complementarity + problem.beta * float((norms - (point.W * point.S).sum(axis=0)).sum())
+        value = 0.5 * float(np.vdot(R, R)) + problem.beta * norms.sum()
         if gap <= tol * value and np.linalg.norm(infeasibility, axis=0).max() <= tol * norms.max():
             break
-        centrality = float(np.vdot(point.slack, point.multiplier)) / (n_samples * n_neurons)
-        theta = 0.1 * centrality * n_samples / beta
+        theta = 0.1 * complementarity / (problem.beta * sign.shape[1])
+        smooth = np.sqrt(norms**2 + theta**2)
         try:
-            newton = factorise(_blocks(assemble, beta, point, norms, theta))
-        except linalg.LinAlgError:
+            solve = system.factorise(_blocks(problem, point, smooth))
+        except np.linalg.LinAlgError:
             # Slacks and multipliers have reached the limits of floating point: no step is left to take.
             break
-
-        def direction(
-            tau: float,
-            correction: NDArray | float,
-            theta: float,
-            point: _Point = point,
-            gradient: NDArray = loss_gradient,
-            infeasibility: NDArray = infeasibility,
-            norms: NDArray = norms,
-            newton: Callable[[NDArray], NDArray] = newton,
-        ) -> _Point:
-            smooth = np.sqrt(norms**2 + theta**2)
-            multiplier = (tau - correction - point.multiplier * infeasibility) / point.slack
-            dS = newton(A.T @ (sign * multiplier) - gradient - beta * point.S / smooth)
-            moved = sign * (A @ dS)
-            d_multiplier = multiplier - point.multiplier - point.multiplier / point.slack * moved
-            along = (point.S * dS).sum(axis=0) / smooth**2
-            dW = (point.S + dS) / smooth - point.W * (1 + along)
-            return _Point(dS, moved + infeasibility, d_multiplier, dW)
-
-        predictor = direction(0.0, 0.0, theta)
-        primal = _step_length(point.slack, predictor.slack)
-        dual = _step_length(point.multiplier, predictor.multiplier)
-        reached = np.vdot(
-            point.slack + primal * predictor.slack, point.multiplier + dual * predictor.multiplier
-        ) / (n_samples * n_neurons)
-        centring = float(reached / centrality) ** 3
-        move = direction(
-            centring * centrality, predictor.slack * predictor.multiplier, theta * max(centring, 0.1)
-        )
-        primal = _step_length(point.slack, move.slack)
-        dual = _step_length(point.multiplier, move.multiplier)
-        W = point.W + dual * move.W
-        point = _Point(
-            point.S + primal * move.S,
-            point.slack + primal * move.slack,
-            point.multiplier + dual * move.multiplier,
-            W / np.maximum(np.linalg.norm(W, axis=0), 1),
-        )
+        accuracy = float(np.clip(_SOLVE_ACCURACY * gap / value, _MOST_ACCURATE, _LEAST_ACCURATE))
+        step = _Linearised(problem, sign, point, norms, system.adjoint(R), infeasibility, solve, accuracy)
+        point = point.moved(*_newton_step(step, complementarity / sign.size, theta))
     return point.S
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """The optimality conditions at a point, up to the right-hand sides that the step chooses."""
+
+    problem: Problem
+    sign: NDArray
+    point: _Point
+    norms: NDArray
+    descent: NDArray
+    infeasibility: NDArray
+    solve: NewtonSolver
+    accuracy: float
+
+    def direction(self, products: NDArray | float, theta: float) -> _Point:
+        """Newton direction towards ``slack * multiplier = products`` to first order."""
+        A, point = self.problem.A, self.point
+        smooth = np.sqrt(self.norms**2 + theta**2)
+        ratio = point.multiplier / point.slack
+        multiplier = products / point.slack - ratio * self.infeasibility
+        rhs = A.T @ (self.sign * multiplier) + self.descent - self.problem.beta * point.S / smooth
+        dS = self.solve(rhs, self.accuracy)
+        moved = self.sign * (A @ dS)
+        along = (point.S * dS).sum(axis=0) / smooth**2
+        dW = (point.S + dS) / smooth - point.W * (1 + along)
+        return _Point(dS, moved + self.infeasibility, multiplier - point.multiplier - ratio * moved, dW)
+
+    def lengths(self, move: _Point) -> tuple[float, float]:
+        """Largest primal and dual steps, at most one, that keep the point inside by a margin."""
+        return (
+            _step_length(self.point.slack, move.slack),
+            _step_length(self.point.multiplier, move.multiplier),
+        )
+
+    def products(self, move: _Point, primal: float, dual: float) -> NDArray:
+        """Products of slacks and multipliers after steps of these lengths."""
+        return (self.point.slack + primal * move.slack) * (self.point.multiplier + dual * move.multiplier)
+
+
+def _newton_step(step: _Linearised, centrality: float, theta: float) -> tuple[_Point, float, float]:
+    """Direction, primal and dual length of the next step."""
+    predictor = step.direction(0.0, theta)
+    reached = float(step.products(predictor, *step.lengths(predictor)).mean())
+    centring = (reached / centrality) ** 3
+    tau, theta = centring * centrality, theta * max(centring, 0.1)
+    products = tau - predictor.slack * predictor.multiplier
+    move = step.direction(products, theta)
+    primal, dual = step.lengths(move)
+    for _ in range(_CORRECTORS):
+        trial = step.products(move, min(1.0, primal + _AIM), min(1.0, dual + _AIM))
+        # Products far too large are drawn in by a bounded amount: they would bend the direction most.
+        products = products + np.maximum(np.clip(trial, tau / _BAND, tau * _BAND) - trial, -_BAND * tau)
+        corrected = step.direction(products, theta)
+        corrected_primal, corrected_dual = step.lengths(corrected)
+        if corrected_primal + corrected_dual < primal + dual + _LEAST_GAIN:
+            break
+        move, primal, dual = corrected, corrected_primal, corrected_dual
+    return move, primal, dual
 
 
 def _starting_point(problem: Problem, sign: NDArray, S: NDArray) -> _Point:
     n_samples = len(sign)
     typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.target)))
-    floor = typical / np.sqrt(n_samples)
-    slack = np.maximum(sign * (problem.A @ S), floor)
+    slack = np.maximum(sign * (problem.A @ S), 0.1 * typical / np.sqrt(n_samples))
     multiplier = np.full(sign.shape, problem.beta / np.sqrt(n_samples), dtype=S.dtype)
     return _Point(S, slack, multiplier, np.zeros_like(S))
 
 
-def _block_assembler(A: NDArray) -> Callable[[NDArray], NDArray]:
-    """``A^T diag(c_j) A`` for every column ``c_j``."""
-    n_samples, rank = A.shape
-    first, second = np.triu_indices(rank)
-    if n_samples * len(first) > _LARGEST_TABLE:
-        return lambda stiffness: np.matmul(A.T[None] * stiffness.T[:, None, :], A)
-    products = A[:, first] * A[:, second]
-
-    def assemble(stiffness: NDArray) -> NDArray:
-        blocks = np.empty((stiffness.shape[1], rank, rank), dtype=A.dtype)
-        blocks[:, first, second] = blocks[:, second, first] = stiffness.T @ products
-        return blocks
-
-    return assemble
-
-
-def _blocks(
-    assemble: Callable[[NDArray], NDArray], beta: float, point: _Point, norms: NDArray, theta: float
-) -> NDArray:
+def _blocks(problem: Problem, point: _Point, smooth: NDArray) -> NDArray:
     """Diagonal blocks of the Newton matrix: cone constraints and norms."""
-    smooth = np.sqrt(norms**2 + theta**2)
-    blocks = assemble(point.multiplier / point.slack)
+    blocks = _weighted_grams(problem.A, point.multiplier / point.slack)
     outer = point.W.T[:, :, None] * point.S.T[:, None, :]
-    blocks -= (beta / (2 * smooth**2))[:, None, None] * (outer + outer.transpose(0, 2, 1))
+    blocks -= (problem.beta / (2 * smooth**2))[:, None, None] * (outer + outer.transpose(0, 2, 1))
     diagonal = np.arange(blocks.shape[1])
-    blocks[:, diagonal, diagonal] += (beta / smooth)[:, None]
+    blocks[:, diagonal, diagonal] += (problem.beta / smooth)[:, None] + _PROXIMAL
     # The relative shift only guards the factorisation against rounding.
     blocks[:, diagonal, diagonal] *= 1 + 1e-12
     return blocks
 
 
-_Newton = Callable[[NDArray], NDArray]
-
-
-def _columns_side(problem: Problem, D: NDArray, U: NDArray) -> Callable[[NDArray], _Newton]:
-    """Factorise ``F^T F + B`` as it stands."""
-    A, n_neurons, rank = problem.A, D.shape[1], problem.A.shape[1]
-    unknowns = n_neurons * rank
-    gram = np.zeros((unknowns, unknowns), dtype=A.dtype)
-    step = max(1, _LARGEST_TABLE // unknowns)
-    for start in range(0, len(A), step):
-        rows = slice(start, start + step)
-        F = (D[rows, :, None] * A[rows, None, :]).reshape(-1, unknowns)
-        gram += F.T @ F
-    if problem.fit_intercept:
-        reached = (A.T @ (D * A[:, -1:])).T.ravel()
-        gram -= np.outer(reached, reached)
-    gram = gram.reshape(n_neurons, rank, n_neurons, rank)
-    gram *= (U @ U.T)[:, None, :, None]
-    neurons = np.arange(n_neurons)
-
-    def factorise(blocks: NDArray) -> _Newton:
-        matrix = gram.copy()
-        matrix[neurons, :, neurons, :] += blocks
-        factor = linalg.cho_factor(
-            matrix.reshape(unknowns, unknowns), lower=True, overwrite_a=True, check_finite=False
-        )
-
-        def newton(rhs: NDArray) -> NDArray:
-            return linalg.cho_solve(factor, rhs.T.ravel(), check_finite=False).reshape(n_neurons, rank).T
-
-        return newton
-
-    return factorise
-
-
-def _rows_side(problem: Problem, D: NDArray, U: NDArray) -> Callable[[NDArray], _Newton]:
-    """One output: factorise ``I + W W^T``."""
-    A, n_neurons, rank = problem.A, D.shape[1], problem.A.shape[1]
-
-    def factorise(blocks: NDArray) -> _Newton:
-        L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
-        masked = np.matmul(A, L_inverse.transpose(0, 2, 1)) * (D * U[:, 0]).T[:, :, None]
-        W = problem.without_bias(masked.transpose(1, 0, 2).reshape(len(A), n_neurons * rank))
-        factor = linalg.cho_factor(_plus_identity(W @ W.T), lower=True, overwrite_a=True, check_finite=False)
-
-        def newton(rhs: NDArray) -> NDArray:
-            b = np.matmul(L_inverse, rhs.T[:, :, None]).ravel()
-            b -= W.T @ linalg.cho_solve(factor, W @ b, check_finite=False)
-            return np.matmul(L_inverse.transpose(0, 2, 1), b.reshape(n_neurons, rank, 1))[:, :, 0].T
-
-        return newton
-
-    return factorise
-
-
-def _plus_identity(M: NDArray) -> NDArray:
-    M.flat[:: len(M) + 1] += 1
-    return M
+def _weighted_grams(A: NDArray, weights: NDArray) -> NDArray:
+    """``A^T diag(c_j) A`` for every column ``c_j``."""
+    first, second = np.triu_indices(A.shape[1])
+    packed = np.zeros((weights.shape[1], len(first)), dtype=A.dtype)
+    size = max(1, _TABLE_ENTRIES // len(first))
+    for start in range(0, len(A), size):
+        rows = A[start : start + size]
+        packed += weights[start : start + size].T @ (rows[:, first] * rows[:, second])
+    grams = np.empty((weights.shape[1], A.shape[1], A.shape[1]), dtype=A.dtype)
+    grams[:, first, second] = grams[:, second, first] = packed
+    return grams
 
 
 def _step_length(x: NDArray, dx: NDArray) -> float:
