@@ -51,11 +51,11 @@ _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 6e9
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
-# Below this gap descent and the convex program take turns.
-_COARSE = 1e-2
 # Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
 _STANDSTILL = 0.03
-_DESCENT_STANDSTILL = 1e-3
+# Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
+# make the end.
+_GIVE_WAY, _GIVE_UP = 3e-5, 1e-2
 
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -185,7 +185,8 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            self._descend(self.neurons.S, self.neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+            neurons = self.neurons.resized(self.single)
+            self._descend(neurons.S, neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
         if most is not None and len(self.neurons) > most:
             largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
             few = self.neurons.take(np.sort(largest))
@@ -294,11 +295,10 @@ class _Generation:
             self.message = "the objective stands still"
 
     def _leave_descent(self, progress: float) -> None:
-        standing_still = self.n_iter > 1 and progress < max(self.options.tol, _DESCENT_STANDSTILL)
         if self._affordable():
-            if self.gap <= _COARSE or standing_still:
+            if self.n_iter > 1 and progress < _GIVE_WAY:
                 self.way = _Way.TURNS
-        elif standing_still:
+        elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
 
     def solution(self) -> Solution:

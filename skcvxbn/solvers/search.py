@@ -52,7 +52,7 @@ Stages = tuple[Stage, ...]
 QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
 THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
 # Multiplications a quick and a thorough search may cost.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 5e8, THOROUGH: 3e9}
+_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 8e9}
 _SHARPENING = 30.0
 
 
