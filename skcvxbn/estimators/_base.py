@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +46,7 @@ class ConvexBNEstimator(BaseEstimator):
         "solver": [StrOptions({"auto", "cvxpy"})],
         "tol": [Interval(Real, 0.0, np.inf, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "max_time": [Interval(Real, 0.0, None, closed="neither"), None],
         "search_starts": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -62,6 +65,7 @@ class ConvexBNEstimator(BaseEstimator):
         solver: str = "auto",
         tol: float = 1e-4,
         max_iter: int = 20,
+        max_time: float | None = None,
         search_starts: int = 128,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -76,6 +80,7 @@ class ConvexBNEstimator(BaseEstimator):
         self.solver = solver
         self.tol = tol
         self.max_iter = max_iter
+        self.max_time = max_time
         self.search_starts = search_starts
         self.warm_start = warm_start
         self.random_state = random_state
@@ -83,6 +88,7 @@ class ConvexBNEstimator(BaseEstimator):
 
     def _train(self, X: NDArray[Any], Y: Floats, weight: Floats, *, single_output: bool) -> None:
         """Train on rows `X` of positive weight, with targets `Y` of shape (n_samples, n_outputs)."""
+        deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, Y, weight = _distinct_rows(X, Y, weight)
         rng = check_random_state(self.random_state)
         patterns = self._patterns_of_rows(X, weight, rng)
@@ -99,7 +105,7 @@ class ConvexBNEstimator(BaseEstimator):
 
         solution = solve(
             problem,
-            self._options(rng),
+            self._options(rng, deadline),
             solver=self.solver,
             patterns=patterns,
             complete=isinstance(self.arrangements, str) and self.arrangements == "enumerated",
@@ -146,7 +152,7 @@ class ConvexBNEstimator(BaseEstimator):
             return sampled_arrangements(X, weight, self.n_arrangements, gates)
         return None
 
-    def _options(self, rng: np.random.RandomState) -> Options:
+    def _options(self, rng: np.random.RandomState, deadline: float) -> Options:
         return Options(
             tol=self.tol,
             max_iter=self.max_iter,
@@ -154,6 +160,7 @@ class ConvexBNEstimator(BaseEstimator):
             search_starts=self.search_starts,
             rng=rng,
             verbose=int(self.verbose),
+            deadline=deadline,
         )
 
     def _start(self, whitening: Whitening, n_outputs: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
@@ -168,8 +175,13 @@ class ConvexBNEstimator(BaseEstimator):
 
     def _warn_not_converged(self, solution: Solution) -> None:
         relative_gap = self.dual_gap_ / self.objective_ if self.objective_ > 0 else 0.0
-        out_of_rounds = solution.n_iter >= self.max_iter
-        remedies = ["raise max_iter or tol" if out_of_rounds else "raise tol", "choose a larger beta"]
+        if solution.n_iter >= self.max_iter:
+            remedies = ["raise max_iter or tol"]
+        elif "max_time" in solution.message:
+            remedies = ["raise max_time or tol"]
+        else:
+            remedies = ["raise tol"]
+        remedies.append("choose a larger beta")
         if self.max_neurons is not None:
             remedies.insert(1, "raise max_neurons")
         remedies.append("with many features, keep fewer directions of the data with SVDTruncation")

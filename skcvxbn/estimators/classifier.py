@@ -62,6 +62,9 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
+    max_time : float, default=None
+        Seconds after which training stops with the best network so far and a ConvergenceWarning. None sets
+        no limit. An interrupt from the keyboard ends training in the same way.
     search_starts : int, default=128
         Random starting points of the last search for neurons that would lower the objective, on which
         `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound

@@ -46,6 +46,9 @@ _MARGIN = 0.5
 _FIRST_WIDTHS = (0.5, 0.25, 0.12, 0.06, 0.03)
 _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
+# Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
+_DEAR_STEP = 2e9
+_DEAR_WIDTHS, _DEAR_STEPS = (0.5, 0.1, 0.02), 60
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
 _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 6e9
 _NEWCOMERS = 96
@@ -136,7 +139,11 @@ class _Generation:
         if start is None:
             start = random_network(self.single, self._first_size(), self.options.rng)
         start = start[0].astype(np.float32), start[1].astype(np.float32)
-        self._descend(*start, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
+        dear = 2.0 * self.problem.A.size * start[0].shape[1] > _DEAR_STEP
+        if dear:
+            self._descend(*start, _DEAR_WIDTHS, _DEAR_STEPS, 1e-4)
+        else:
+            self._descend(*start, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
         if work_per_step(self.problem, len(self.neurons)) <= _CHEAP:
             self.way = _Way.TURNS
 

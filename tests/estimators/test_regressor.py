@@ -216,6 +216,34 @@ def test_not_converging_warns_with_remedies():
     assert np.isfinite(fitted.lower_bound_)
 
 
+def test_max_time_ends_training_with_a_valid_gap():
+    X, y = load_diabetes(return_X_y=True)
+    message = r"max_time was reached.*To close the gap, raise max_time or tol"
+    with pytest.warns(ConvergenceWarning, match=message):
+        fitted = model(max_time=1e-3, tol=1e-6).fit(X, y)
+    assert 0 <= fitted.lower_bound_ < fitted.objective_
+    best = model(beta=fitted.beta_, tol=1e-3).fit(X, y)
+    assert fitted.lower_bound_ <= best.objective_ <= fitted.objective_
+
+
+def test_an_interrupt_keeps_the_best_network(monkeypatch):
+    X, y = load_diabetes(return_X_y=True)
+    search = neuron_generation.search
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return search(*args, **kwargs)
+
+    monkeypatch.setattr(neuron_generation, "search", interrupted)
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        fitted = model(tol=1e-8).fit(X, y)
+    assert fitted.score(X, y) > 0.5
+    assert fitted.objective_ == pytest.approx(fitted.network_.objective(X, y[:, None], fitted.beta_))
+
+
 BAD_PARAMETERS = {
     "beta": [0.0, -1.0, np.nan, np.inf, "1"],
     "beta_ratio": [0.0, -1.0, np.nan, None],
@@ -226,6 +254,7 @@ BAD_PARAMETERS = {
     "solver": ["admm", None],
     "tol": [0.0, np.nan],
     "max_iter": [0, 1.5],
+    "max_time": [0, -1.0, "1 s"],
     "search_starts": [0],
     "warm_start": ["no"],
     "random_state": ["seed"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.datasets import load_diabetes
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers import neuron_generation, solve
 from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
 from skcvxbn.whitening import whiten
 
@@ -184,6 +186,33 @@ def test_an_interrupted_solver_returns_the_best_network_so_far(options, monkeypa
     assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-12)
     # Two rounds were done: the network is far better than none.
     assert solution.objective < 0.9 * 0.5 * np.sum(problem.target**2)
+
+
+def test_max_time_returns_the_best_network_so_far(options):
+    problem = instance(60, 6, ratio=0.05)
+    free = generate_neurons(problem, options(1e-4))
+    late = replace(options(1e-12), deadline=time.monotonic())
+    solution = generate_neurons(problem, late)
+    assert solution.message == "max_time was reached"
+    assert solution.n_iter == 1
+    assert not solution.converged
+    assert solution.lower_bound <= free.objective <= solution.objective * (1 + 1e-4)
+
+
+def test_an_interrupt_of_the_first_descent_keeps_its_network(options, monkeypatch):
+    problem, calls, evaluate = instance(60, 6, ratio=0.05), [], _SmoothNetwork.__call__
+
+    def interrupted(self, x):
+        calls.append(1)
+        if len(calls) == 100:
+            raise KeyboardInterrupt
+        return evaluate(self, x)
+
+    monkeypatch.setattr(_SmoothNetwork, "__call__", interrupted)
+    solution = generate_neurons(problem, options())
+    assert solution.message == "interrupted"
+    assert solution.lower_bound == 0
+    assert 0 < solution.objective < 0.9 * 0.5 * np.sum(problem.target**2)
 
 
 def test_verbose_prints_a_line_a_round(options, capsys):

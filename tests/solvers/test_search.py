@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
+from skcvxbn.solvers import search as search_module
+from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search, verified
 from skcvxbn.whitening import whiten
 
 
@@ -132,6 +133,30 @@ def test_float32_stays_float32_and_agrees():
     narrow = search(*(M.astype(np.float32) for M in (A, R, S, U)), stages=THOROUGH)
     assert narrow.S.dtype == np.float32
     assert narrow.largest == pytest.approx(run(A, R).largest, rel=1e-4)
+
+
+def test_many_rows_are_climbed_on_a_sample_and_judged_on_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((4000, 4))
+    A = whiten(X).A
+    R = np.sin(X[:, :1] * 2) + 0.3 * rng.standard_normal((4000, 1))
+    R /= np.linalg.norm(R)
+    full = run(A, R)
+    monkeypatch.setattr(search_module, "_SAMPLE_ROWS", 500)
+    sampled = run(A, R)
+    assert 0.999 * full.largest <= sampled.largest <= full.largest * (1 + 1e-6)
+    again = verified(A, R, sampled)
+    assert_allclose(again.values, sampled.values, rtol=1e-9)
+
+
+def test_candidates_of_single_precision_are_verified_in_double():
+    A, R = instance(30, 3, 2)
+    narrow = verified(A, R, run(A.astype(np.float32), R.astype(np.float32)))
+    assert narrow.S.dtype == np.float64
+    assert_allclose(np.linalg.norm(narrow.S, axis=0), 1, rtol=1e-14)
+    exact = np.linalg.norm(np.maximum(A @ narrow.S, 0).T @ R, axis=1)
+    assert_allclose(narrow.values, exact, rtol=1e-12)
+    assert (np.diff(narrow.values) <= 0).all()
 
 
 def test_starts_are_as_many_as_the_budget_allows():

@@ -1,0 +1,78 @@
+"""The neurons of a solver: merging, joining, sizing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.search import Candidates
+from skcvxbn.whitening import whiten
+
+
+def make(n_outputs=1, fit_intercept=True, n_neurons=6, beta=0.05):
+    rng = np.random.default_rng(n_outputs)
+    A = whiten(rng.standard_normal((30, 3))).A
+    problem = Problem(A, rng.standard_normal((30, n_outputs)), beta, fit_intercept)
+    S, V = rng.standard_normal((4, n_neurons)), rng.standard_normal((n_neurons, n_outputs))
+    return problem, Neurons.of_network(problem, S, V, 0.0)
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_sizes_are_those_of_nonnegative_least_squares(n_outputs, fit_intercept):
+    problem, neurons = make(n_outputs, fit_intercept, n_neurons=12, beta=0.5)
+    resized = neurons.resized(problem)
+    unit = neurons.S / np.linalg.norm(neurons.S, axis=0)
+    F = np.stack(
+        [
+            problem.without_bias(np.outer(h, u)).ravel()
+            for h, u in zip(problem.hidden(unit).T, neurons.U, strict=True)
+        ],
+        axis=1,
+    )
+    # The penalty beta * sum(c) as a linear term: half ||F c - y||^2 + beta sum(c), by bounded quasi-Newton.
+    y = problem.target.ravel()
+
+    def value(c):
+        r = F @ c - y
+        return 0.5 * r @ r + 0.5 * c.sum(), F.T @ r + 0.5
+
+    expected = optimize.minimize(value, np.ones(12), jac=True, bounds=[(0, None)] * 12, tol=1e-14)
+    assert problem.objective(resized.S, resized.U) == pytest.approx(expected.fun, rel=1e-6)
+    assert len(resized) == np.sum(expected.x > 1e-4 * expected.x.max())
+
+
+def test_neurons_of_the_same_kind_merge_and_the_network_stays():
+    problem, neurons = make(2)
+    # The second is a neighbour of the first in the same arrangement, with the same output direction.
+    close = neurons.S[:, :1] * 0.3
+    double = Neurons(
+        np.hstack([neurons.S, close]),
+        np.vstack([neurons.U, neurons.U[:1]]),
+        np.hstack([neurons.patterns, neurons.patterns[:, :1]]),
+    )
+    merged = double.merged()
+    assert len(merged) == len(neurons)
+    before = problem.hidden(double.S) @ double.U
+    np.testing.assert_allclose(problem.hidden(merged.S) @ merged.U, before, atol=1e-12)
+    assert problem.objective(merged.S, merged.U) <= problem.objective(double.S, double.U) * (1 + 1e-12)
+
+
+def test_known_neurons_do_not_join_again():
+    problem, neurons = make()
+    rng = np.random.default_rng(6)
+    S = np.hstack([neurons.S[:, :2], rng.standard_normal((4, 2))])
+    U = np.vstack([neurons.U[:2], [[1.0], [-1.0]]])
+    S /= np.linalg.norm(S, axis=0)
+    joined = neurons.joined(problem, Candidates(S, U, np.ones(4)))
+    assert len(joined) == len(neurons) + 2
+    np.testing.assert_array_equal(joined.S[:, : len(neurons)], neurons.S)
+    np.testing.assert_array_equal(joined.patterns[:, -2:], problem.A @ S[:, 2:] > 0)
+
+
+def test_no_neuron_has_no_size():
+    problem, neurons = make()
+    assert len(neurons.take(np.zeros(0, int)).resized(problem)) == 0
