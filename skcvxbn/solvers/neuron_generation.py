@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.solvers.base import Options, Problem, Solution, balanced
+from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.descent import Interrupted, descend, random_network
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.solvers.neurons import Neurons
@@ -35,7 +35,7 @@ from skcvxbn.solvers.search import (
 )
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
-_CHEAP, _AFFORDABLE = 1e8, 4e9
+_CHEAP, _AFFORDABLE = 1e8, 1.2e10
 _QUICK_STARTS = 64
 # Batches of random starts, at most, behind the bound that is reported.
 _BATCHES = 3
@@ -58,7 +58,7 @@ _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
-_GIVE_WAY, _GIVE_UP = 3e-5, 1e-2
+_GIVE_WAY, _GIVE_UP = 2e-5, 1e-2
 
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -144,8 +144,9 @@ class _Generation:
             self._descend(*start, _DEAR_WIDTHS, _DEAR_STEPS, 1e-4)
         else:
             self._descend(*start, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
-        if work_per_step(self.problem, len(self.neurons)) <= _CHEAP:
+        if self._work() <= _CHEAP:
             self.way = _Way.TURNS
+            self.neurons = self.neurons.take(self._significant())
 
     def _first_size(self) -> int:
         problem = self.problem
@@ -187,7 +188,16 @@ class _Generation:
         self.neurons = self.neurons.joined(problem, self.found.take(violating[:n_new]))
 
     def _affordable(self) -> bool:
-        return work_per_step(self.problem, len(self.neurons)) <= _AFFORDABLE
+        return self._work() <= _AFFORDABLE
+
+    def _work(self) -> float:
+        """Return the work of an interior point step for the neurons that would reach the program."""
+        return work_per_step(self.problem, int(self._significant().sum()))
+
+    def _significant(self) -> NDArray:
+        neurons = self.neurons
+        threshold = _NEGLIGIBLE if self.way is _Way.PROGRAM else _NEGLIGIBLE_AFTER_DESCENT
+        return without_negligible(neurons.S, neurons.U, threshold)
 
     def _solve(self) -> None:
         most = self.options.max_neurons
@@ -303,8 +313,11 @@ class _Generation:
 
     def _leave_descent(self, progress: float) -> None:
         if self._affordable():
-            if self.n_iter > 1 and progress < _GIVE_WAY:
+            if self._work() <= _CHEAP:
                 self.way = _Way.TURNS
+            elif self.n_iter > 1 and progress < _GIVE_WAY:
+                # Turns would cost the diversity of hundreds of neurons; several outputs need them.
+                self.way = _Way.PROGRAM if self.problem.Y.shape[1] == 1 else _Way.TURNS
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
 

@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skcvxbn import ConvexBNRegressor
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO
+from skcvxbn.solvers import neuron_generation
 
 
 def make_data(seed=0, n=15):
