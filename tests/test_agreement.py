@@ -215,10 +215,10 @@ def test_closed_form_for_one_hot_targets(options):
 @pytest.mark.parametrize("solver", ["enumerated", "generated"])
 def test_the_scale_of_the_target_scales_the_solution(cases, solver, scale, options):
     p, patterns = cases["scalar"].problem, cases["scalar"].patterns if solver == "enumerated" else None
-    one = solve(p, options(), patterns=patterns)
-    other = solve(Problem(p.A, scale * p.Y, scale * p.beta, False), options(), patterns=patterns)
-    # Rounding the scaled target sends the search for neurons elsewhere, within the tolerance.
+    # Rounding the scaled target sends the rounds elsewhere, within the tolerance.
     accuracy = 1e-9 if solver == "enumerated" else 1e-6
+    one = solve(p, options(accuracy), patterns=patterns)
+    other = solve(Problem(p.A, scale * p.Y, scale * p.beta, False), options(accuracy), patterns=patterns)
     assert other.objective == pytest.approx(scale**2 * one.objective, rel=accuracy)
     assert other.lower_bound == pytest.approx(scale**2 * one.lower_bound, rel=2 * accuracy)
     np.testing.assert_allclose(

@@ -1,36 +1,42 @@
-"""Program (P) over a given set of arrangements: a working set of neurons, the others priced out.
+"""Program (P) over a given set of arrangements: directions priced out exactly, then sized together.
 
-At the optimum most arrangements carry no neuron. The interior point method solves the program over the
-few that do; the others are priced by their dual constraints ``u^T R^T D_i A s <= beta`` over unit ``u`` and
-unit ``s`` with ``G_i s >= 0``. For one output direction the left side is at most the length of the
-projection of ``A^T D_i R u`` on the cone,
-
-    min || A^T D_i R u + G_i^T mu ||   over  mu >= 0 .
-
-Every ``mu >= 0`` bounds it from above, so most arrangements are dismissed at little cost, and those that
-remain are projected exactly.
+At the optimum most arrangements carry no neuron, and a neuron matters by its direction more than by anything
+else. So the program is solved over directions. Given the residual ``R``, the dual constraint
+``u^T R^T D_i A s <= beta`` of an arrangement (unit ``u``, unit ``s`` with ``G_i s >= 0``) is most violated by
+the projection of ``A^T D_i R u`` on its cone. All violating directions join those in use, and the output
+weights of all are chosen together; two directions of one cone add up to a third one. Resizing makes the
+constraints of the directions in use exact, and those of directions nearby exact to second order, so few
+rounds do. Where they stand still, the interior point method solves for the directions in use within their
+cones.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
+from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements
+from skcvxbn.solvers.output_weights import group_lasso, nonnegative_sizes
 
-# Arrangements are priced in blocks of about this many entries, to bound the memory taken.
-_BLOCK_ENTRIES = 2**22
-_BOUNDING_STEPS = 30
-_ALTERNATIONS = 30
+# A round that leaves more than this share of the gap stands still.
+_PROGRESS = 0.9
+# The solver stops after this many rounds without progress on the smallest gap so far.
+_PATIENCE = 6
+# Directions that may join in a round, at least, and as a share of the rows.
+_LEAST_NEWCOMERS, _NEWCOMERS_PER_ROW = 40, 0.5
+# Share of the tolerance to which the interior point method solves.
+_SHARE = 0.1
+# Neurons of one arrangement are merged where the cosine of their output directions is at least the first of
+# these that costs little.
+_COSINES = (0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-9)
 
 
 @dataclass(frozen=True)
-class _Blocks:
+class _Neurons:
     """Neurons of given arrangements: directions, unit outputs, column of the arrangement, dual value."""
 
     S: NDArray
@@ -38,8 +44,16 @@ class _Blocks:
     owner: NDArray
     values: NDArray
 
-    def take(self, which: NDArray) -> _Blocks:
-        return _Blocks(self.S[:, which], self.U[which], self.owner[which], self.values[which])
+    def take(self, which: NDArray) -> _Neurons:
+        return _Neurons(self.S[:, which], self.U[which], self.owner[which], self.values[which])
+
+    def with_(self, other: _Neurons) -> _Neurons:
+        return _Neurons(
+            np.hstack([self.S, other.S]),
+            np.vstack([self.U, other.U]),
+            np.concatenate([self.owner, other.owner]),
+            np.concatenate([self.values, other.values]),
+        )
 
 
 def solve_fixed_arrangements(
@@ -61,149 +75,264 @@ def solve_fixed_arrangements(
     Returns
     -------
     Solution
-        For one output the lower bound is rigorous, and the certificate "restricted", or "exact" when the
+        Every neuron is feasible for (P): it lies in the cone of one of the arrangements, to rounding. For
+        one output the lower bound is rigorous, and the certificate "restricted", or "exact" when the
         set is complete. For several outputs the dual constraint of an arrangement is not convex in the
         output direction, which is searched by alternation: the certificate is "estimated".
     """
+    patterns = _distinct(patterns)
     several = problem.Y.shape[1] > 1
-    network = _Blocks(
+    prices = _DirectionPrices(problem, patterns) if several else _SignPrices(problem, patterns)
+    network = priced = _Neurons(
         np.zeros((problem.A.shape[1], 0)), np.zeros((0, problem.Y.shape[1])), np.zeros(0, int), np.zeros(0)
     )
-    objective, lower_bound, n_iter, message = np.inf, -np.inf, 0, "the limit of rounds was reached"
+    best, objective, lower_bound, gap, progress = network, np.inf, -np.inf, np.inf, True
+    least_gap, patience, n_iter, message = np.inf, _PATIENCE, 0, "the limit of rounds was reached"
     for n_iter in range(1, options.max_iter + 1):
-        network = _solve_working_set(problem, options, patterns, network)
+        if progress:
+            accuracy = max(_SHARE * options.tol, _SHARE * min(gap, 0.1))
+            network = _resized(problem, patterns, network, priced, accuracy)
+        else:
+            joined = _joined(best, _newcomers(problem, priced))
+            network = _solved(problem, patterns, joined, _SHARE * options.tol)
         R = problem.residual(network.S, network.U)
-        objective = problem.objective(network.S, network.U)
-        priced = _price(problem, patterns, R, several)
-        lower_bound = max(lower_bound, problem.dual_bound(R, float(priced.values.max(initial=0.0))))
-        gap = (objective - lower_bound) / objective
+        value = problem.objective(network.S, network.U)
+        if value <= objective:
+            best, objective = network, value
+        priced, bound, exact = _priced(problem, prices, R, network, options.tol, objective)
+        if exact:
+            # A searched bound may have been refuted since.
+            lower_bound = bound if several else max(lower_bound, bound)
+        last, gap = gap, (objective - max(lower_bound, bound)) / objective
         if options.verbose:
             print(
                 f"round {n_iter:3d}  objective {objective:.8e}  gap {gap:.1e}  neurons {len(network.U)}",
                 flush=True,
             )
-        entering = priced.take(np.flatnonzero(priced.values > problem.beta * (1 + 1e-9)))
-        if gap <= options.tol or len(entering.values) == 0:
+        if gap <= options.tol:
             message = ""
             break
-        if n_iter < options.max_iter:
-            network = _join(network, entering)
-    S, V = balanced(network.S, network.U)
+        patience = _PATIENCE if gap < _PROGRESS * least_gap else patience - 1
+        least_gap = min(gap, least_gap)
+        if patience == 0:
+            message = "the gap stands still"
+            break
+        # After an exact solution resizing has another chance.
+        progress = not progress or gap < _PROGRESS * last
+    if not exact:
+        # The bound so far was for orientation.
+        lower_bound = _bound(problem, R, prices.confirmed(R, network))
+    S, V = balanced(best.S, best.U)
     certificate = "estimated" if several else ("exact" if complete else "restricted")
     lower_bound = min(lower_bound, objective)
     converged = objective - lower_bound <= options.tol * objective
     return Solution(S, V, objective, lower_bound, certificate, n_iter, converged, message)
 
 
-def _solve_working_set(problem: Problem, options: Options, patterns: NDArray, network: _Blocks) -> _Blocks:
+def _bound(problem: Problem, R: NDArray, priced: _Neurons) -> float:
+    return problem.dual_bound(R, float(priced.values.max(initial=0.0)))
+
+
+def _priced(
+    problem: Problem,
+    prices: _SignPrices | _DirectionPrices,
+    R: NDArray,
+    network: _Neurons,
+    tol: float,
+    objective: float,
+) -> tuple[_Neurons, float, bool]:
+    """Prices, the bound they give, and whether it is as good as the prices get."""
+    priced = prices.at(R, network)
+    bound = _bound(problem, R, priced)
+    if prices.exact or objective - bound > tol * objective:
+        return priced, bound, prices.exact
+    priced = prices.confirmed(R, network)
+    return priced, _bound(problem, R, priced), True
+
+
+def _distinct(patterns: NDArray) -> NDArray:
+    first = np.unique(np.packbits(patterns, axis=0), axis=1, return_index=True)[1]
+    return patterns[:, np.sort(first)]
+
+
+def _newcomers(problem: Problem, priced: _Neurons) -> _Neurons:
+    """Violated constraints, the most violated first, no more than the rows can tell apart."""
+    violated = np.flatnonzero(priced.values > problem.beta)
+    order = violated[np.argsort(-priced.values[violated], kind="stable")]
+    return priced.take(order[: max(_LEAST_NEWCOMERS, int(_NEWCOMERS_PER_ROW * len(problem.A)))])
+
+
+def _resized(
+    problem: Problem, patterns: NDArray, network: _Neurons, priced: _Neurons, accuracy: float
+) -> _Neurons:
+    """Choose the output weights of the directions in use and of the violating ones."""
+    candidates = network.with_(_newcomers(problem, priced))
+    if len(candidates.U) == 0:
+        return candidates
+    lengths = np.linalg.norm(candidates.S, axis=0)
+    H = problem.without_bias(patterns[:, candidates.owner] * (problem.A @ (candidates.S / lengths)))
+    if problem.Y.shape[1] == 1:
+        sizes = nonnegative_sizes(H * candidates.U[:, 0], problem.target[:, 0], problem.beta)
+        V = candidates.U * sizes[:, None]
+    else:
+        start = candidates.U * np.where(np.arange(len(lengths)) < len(network.U), lengths, 0.0)[:, None]
+        V = group_lasso(H, problem.target, problem.beta, start, 0.1 * accuracy)
+    sizes = np.linalg.norm(V, axis=1)
+    used = np.flatnonzero(sizes > 0)
+    S, U = candidates.S / lengths * sizes, V / np.where(sizes > 0, sizes, 1.0)[:, None]
+    sized = _Neurons(S, U, candidates.owner, candidates.values).take(used)
+    # An objective accurate to e leaves an error of the order of its root in the residual and the prices.
+    allowed = problem.objective(sized.S, sized.U) * (1 + accuracy**2)
+    for cosine in _COSINES:
+        merged = _merged(sized, cosine)
+        if problem.objective(merged.S, merged.U) <= allowed:
+            break
+    return merged
+
+
+def _merged(network: _Neurons, cosine: float) -> _Neurons:
+    """Add up neurons of one arrangement whose output directions agree: cones are closed under addition.
+
+    Where the directions are equal this never costs more; where they are not it is to second order in their
+    angle and that of the hidden directions.
+    """
+    sizes = np.linalg.norm(network.S, axis=0)
+    group = np.full(len(sizes), -1)
+    leaders: list[int] = []
+    for j in np.argsort(-sizes, kind="stable"):
+        if group[j] < 0:
+            same = (group < 0) & (network.owner == network.owner[j])
+            group[same & (network.U @ network.U[j] >= cosine)] = len(leaders)
+            group[j] = len(leaders)
+            leaders.append(j)
+    V = np.zeros((len(leaders), network.U.shape[1]))
+    np.add.at(V, group, network.U * sizes[:, None])
+    S = np.zeros((len(network.S), len(leaders)))
+    np.add.at(S.T, group, network.S.T)
+    lengths = np.linalg.norm(V, axis=1)
+    # The spread of the output directions shortens their sum.
+    S *= lengths / np.bincount(group, weights=sizes)
+    return _Neurons(S, V / lengths[:, None], network.owner[leaders], network.values[leaders])
+
+
+def _joined(network: _Neurons, newcomers: _Neurons) -> _Neurons:
+    """Add directions of new arrangements or outputs, as small neurons."""
+    known = (newcomers.owner[:, None] == network.owner) & (newcomers.U @ network.U.T > 1 - 1e-9)
+    new = newcomers.take(np.flatnonzero(~known.any(axis=1)))
+    size = 1e-2 * np.linalg.norm(network.S, axis=0).mean() if len(network.U) else 1e-2
+    return network.with_(_Neurons(size * new.S, new.U, new.owner, new.values))
+
+
+def _solved(problem: Problem, patterns: NDArray, network: _Neurons, accuracy: float) -> _Neurons:
+    """Solve within the cones in use, and drop those that the optimum does without."""
     if len(network.U) == 0:
         return network
-    S = solve_over_arrangements(
-        problem,
-        patterns[:, network.owner],
-        network.U,
-        network.S,
-        tol=min(1e-3 * options.tol, 1e-8),
-        max_iter=80,
-    )
-    network = _Blocks(S, network.U, network.owner, network.values)
-    return network.take(without_negligible(S, network.U, 1e-7))
+    D = patterns[:, network.owner]
+    S = solve_over_arrangements(problem, D, network.U, network.S, tol=accuracy, max_iter=80)
+    used = without_negligible(S, network.U, 1e-9)
+    # The method keeps the constraints to its tolerance; the projection keeps them to rounding.
+    S = ConeProjector(problem.A, D[:, used]).project(S[:, used], np.arange(np.count_nonzero(used)))
+    kept = network.take(np.flatnonzero(used))
+    return _Neurons(S, kept.U, kept.owner, kept.values).take(np.linalg.norm(S, axis=0) > 0)
 
 
-def _join(network: _Blocks, entering: _Blocks) -> _Blocks:
-    """Let the most violated constraints in, no more at once than double the working set."""
-    entering = entering.take(np.argsort(-entering.values, kind="stable")[: max(40, len(network.U))])
-    size = 1e-2 * np.linalg.norm(network.S, axis=0).mean() if len(network.U) else 1e-2
-    return _Blocks(
-        np.hstack([network.S, size * entering.S]),
-        np.vstack([network.U, entering.U]),
-        np.concatenate([network.owner, entering.owner]),
-        np.concatenate([network.values, entering.values]),
-    )
+class _SignPrices:
+    """One output: the dual constraints of all arrangements, for both signs of the output weight."""
+
+    exact = True
+
+    def __init__(self, problem: Problem, patterns: NDArray) -> None:
+        self._problem, self._patterns = problem, patterns
+        self._projector = ConeProjector(problem.A, np.hstack([patterns, patterns]))
+
+    def confirmed(self, R: NDArray, network: _Neurons) -> _Neurons:
+        """The same, for they are exact."""
+        return self.at(R, network)
+
+    def at(self, R: NDArray, network: _Neurons) -> _Neurons:
+        """Dual values, of those above beta exact, with the directions that attain them."""
+        del network
+        n_arrangements = self._patterns.shape[1]
+        gradients = (self._problem.A * R).T @ self._patterns
+        cones = np.flatnonzero(np.tile(np.linalg.norm(gradients, axis=0) > self._problem.beta, 2))
+        owner, signs = cones % n_arrangements, np.where(cones < n_arrangements, 1.0, -1.0)
+        S = self._projector.project(gradients[:, owner] * signs, cones, self._problem.beta)
+        values = np.linalg.norm(S, axis=0)
+        return _Neurons(S / np.where(values > 0, values, 1.0), signs[:, None], owner, values)
 
 
-def _price(problem: Problem, patterns: NDArray, R: NDArray, several: bool) -> _Blocks:
-    """Dual values of all arrangements whose constraint is not slack for certain."""
-    size = max(1, _BLOCK_ENTRIES // len(patterns))
-    parts = []
-    for first in range(0, patterns.shape[1], size):
-        D = patterns[:, first : first + size]
-        part = _price_directions(problem, D, R) if several else _price_signs(problem, D, R)
-        parts.append(_Blocks(part.S, part.U, part.owner + first, part.values))
-    return _Blocks(
-        np.hstack([part.S for part in parts]),
-        np.vstack([part.U for part in parts]),
-        np.concatenate([part.owner for part in parts]),
-        np.concatenate([part.values for part in parts]),
-    )
+class _DirectionPrices:
+    """Several outputs: alternation between the neuron and its output direction."""
+
+    exact = False
+
+    def __init__(self, problem: Problem, patterns: NDArray) -> None:
+        self._problem, self._patterns = problem, patterns
+        self._quick = self._prepared(_Effort(n_starts=2, n_steps=3, hopeful=0.8))
+
+    def _prepared(self, effort: _Effort) -> _Climb:
+        n_starts = min(effort.n_starts, self._problem.Y.shape[1], self._problem.A.shape[1])
+        owner = np.repeat(np.arange(self._patterns.shape[1]), 2 * n_starts)
+        return _Climb(effort, n_starts, owner, ConeProjector(self._problem.A, self._patterns[:, owner]))
+
+    def at(self, R: NDArray, network: _Neurons) -> _Neurons:
+        """Local maxima of the dual values, from singular vectors and from the neurons in use."""
+        return self._search(R, network, self._quick)
+
+    def confirmed(self, R: NDArray, network: _Neurons) -> _Neurons:
+        """The same by a longer search, before a bound is believed."""
+        return self._search(R, network, self._prepared(_Effort(n_starts=4, n_steps=10, hopeful=0.5)))
+
+    def _search(self, R: NDArray, network: _Neurons, climb: _Climb) -> _Neurons:
+        # Of shape (arrangements, rank + 1, outputs).
+        M = np.stack([(self._problem.A * r[:, None]).T @ self._patterns for r in R.T], axis=-1)
+        M = M.transpose(1, 0, 2)
+        _, spectral, right = np.linalg.svd(M, full_matrices=False)
+        starts = right[:, : climb.n_starts]
+        U = np.concatenate([starts, -starts], axis=1).reshape(-1, R.shape[1])
+        # No neuron of an arrangement whose spectral norm is at most beta violates its constraint.
+        feasible = spectral[climb.owner, 0] <= self._problem.beta
+        cones = np.flatnonzero(~feasible)
+        found = self._climbed(climb.projector, M, U[cones], climb.owner[cones], cones, climb.effort)
+        if len(network.U) == 0:
+            return found
+        projector = ConeProjector(self._problem.A, self._patterns[:, network.owner])
+        cones = np.arange(len(network.U))
+        return found.with_(self._climbed(projector, M, network.U, network.owner, cones, climb.effort))
+
+    def _climbed(
+        self,
+        projector: ConeProjector,
+        M: NDArray,
+        U: NDArray,
+        owner: NDArray,
+        cones: NDArray,
+        effort: _Effort,
+    ) -> _Neurons:
+        level = effort.hopeful * self._problem.beta
+        for _ in range(effort.n_steps):
+            S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, level)
+            hopeful = np.linalg.norm(S, axis=0) > level
+            S, owner, cones = S[:, hopeful], owner[hopeful], cones[hopeful]
+            image = np.einsum("jqc,qj->jc", M[owner], S)
+            U = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), np.finfo(float).tiny)
+        S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, self._problem.beta)
+        values = np.linalg.norm(S, axis=0)
+        return _Neurons(S / np.where(values > 0, values, 1.0), U, owner, values)
 
 
-def _price_signs(problem: Problem, D: NDArray, R: NDArray) -> _Blocks:
-    """One output: both signs of the output weight, exactly."""
-    gradients = problem.A.T @ (D * R)
-    owner = np.tile(np.arange(D.shape[1]), 2)
-    targets = np.hstack([gradients, -gradients])
-    signs = np.repeat([[1.0], [-1.0]], D.shape[1], axis=0)
-    slack_for_certain = np.linalg.norm(targets, axis=0) <= problem.beta
-    owner, targets, signs = (
-        owner[~slack_for_certain],
-        targets[:, ~slack_for_certain],
-        signs[~slack_for_certain],
-    )
-    orientation = 2.0 * D[:, owner] - 1
-    S = _project_on_cones(problem.A, orientation, targets, np.zeros_like(orientation), _BOUNDING_STEPS)[0]
-    values = np.linalg.norm(S, axis=0)
-    for j in np.flatnonzero(values > problem.beta):
-        S[:, j] = _project_exactly(problem.A * orientation[:, j, None], targets[:, j])
-        values[j] = np.linalg.norm(S[:, j])
-    return _Blocks(S / np.where(values > 0, values, 1.0), signs, owner, values)
+@dataclass(frozen=True)
+class _Effort:
+    """Output directions of each sign to start from, steps, and the share of beta below which to give up."""
+
+    n_starts: int
+    n_steps: int
+    hopeful: float
 
 
-def _price_directions(problem: Problem, D: NDArray, R: NDArray) -> _Blocks:
-    """Several outputs: alternate between the neuron and its output direction, from singular vectors."""
-    A, n_outputs = problem.A, R.shape[1]
-    M = np.stack([A.T @ (D * R[:, [c]]) for c in range(n_outputs)], axis=-1).transpose(1, 0, 2)
-    _, spectral, right = np.linalg.svd(M, full_matrices=False)
-    candidates = np.flatnonzero(spectral[:, 0] > problem.beta)
-    n_starts = min(2, right.shape[1])
-    starts = right[candidates, :n_starts].reshape(-1, n_outputs)
-    U = np.vstack([starts, -starts])
-    owner = np.tile(np.repeat(candidates, n_starts), 2)
-    orientation = 2.0 * D[:, owner] - 1
-    multipliers = np.zeros_like(orientation)
-    S = np.zeros((A.shape[1], len(owner)))
-    for _ in range(_ALTERNATIONS):
-        targets = np.einsum("jqc,jc->qj", M[owner], U)
-        S, multipliers = _project_on_cones(A, orientation, targets, multipliers, 10)
-        U = np.einsum("jqc,qj->jc", M[owner], S)
-        U /= np.maximum(np.linalg.norm(U, axis=1, keepdims=True), np.finfo(float).tiny)
-    targets = np.einsum("jqc,jc->qj", M[owner], U)
-    values = np.zeros(len(owner))
-    for j in range(len(owner)):
-        S[:, j] = _project_exactly(A * orientation[:, j, None], targets[:, j])
-        values[j] = np.linalg.norm(S[:, j])
-    return _Blocks(S / np.where(values > 0, values, 1.0), U, owner, values)
-
-
-def _project_on_cones(
-    A: NDArray, orientation: NDArray, targets: NDArray, multipliers: NDArray, n_steps: int
-) -> tuple[NDArray, NDArray]:
-    """Approximate projections of the columns of `targets`, too long but never too short."""
-    extrapolated, momentum = multipliers, 1.0
-    for _ in range(n_steps):
-        step = orientation * (A @ (targets + A.T @ (orientation * extrapolated)))
-        new = np.maximum(extrapolated - step, 0)
-        new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        extrapolated = new + (momentum - 1) / new_momentum * (new - multipliers)
-        multipliers, momentum = new, new_momentum
-    return targets + A.T @ (orientation * multipliers), multipliers
-
-
-def _project_exactly(cone: NDArray, target: NDArray) -> NDArray:
-    """Projection of `target` on ``{s : cone @ s >= 0}``, by nonnegative least squares on its polar."""
-    try:
-        multipliers = optimize.nnls(-cone.T, target)[0]
-    except RuntimeError:
-        # The active-set method of older SciPy can cycle.
-        multipliers = optimize.lsq_linear(-cone.T, target, (0, np.inf), method="bvls").x
-    return target + cone.T @ multipliers
+@dataclass(frozen=True)
+class _Climb:
+    effort: _Effort
+    n_starts: int
+    owner: NDArray
+    projector: ConeProjector

@@ -10,6 +10,7 @@ import pytest
 from skcvxbn.arrangements import sampled_arrangements
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 from skcvxbn.solvers.fixed_arrangements import solve_fixed_arrangements
 from skcvxbn.whitening import whiten
@@ -92,13 +93,90 @@ def test_repeated_arrangements_change_nothing(options):
     assert twice.objective == pytest.approx(one.objective, rel=2e-7)
 
 
-def test_pricing_in_blocks_changes_nothing(options, monkeypatch):
+def assert_feasible(problem, patterns, S):
+    """Every neuron lies in the cone of one of the arrangements, to rounding."""
+    margins = np.where(patterns.T[:, :, None], 1.0, -1.0) * (problem.A @ S / np.linalg.norm(S, axis=0))
+    assert (margins.min(axis=1).max(axis=0) >= -1e-11).all()
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("ratio", [0.3, 0.1, 1e-2, 1e-3])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_every_neuron_lies_in_the_cone_of_an_arrangement(fit_intercept, ratio, n_outputs, options):
+    problem, patterns = instance(n=30, d=3, n_outputs=n_outputs, fit_intercept=fit_intercept)
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    solution = solve_fixed_arrangements(problem, options(1e-4, max_iter=8), patterns)
+    assert solution.S.shape[1] > 0
+    assert_feasible(problem, patterns, solution.S)
+    assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [60, 200])
+@pytest.mark.parametrize("ratio", [0.3, 0.1, 1e-2])
+def test_the_gap_closes_to_a_millionth(ratio, n, options):
+    problem, patterns = instance(n=n, d=6, n_arrangements=150)
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
+    assert solution.converged
+    assert 0 <= solution.objective - solution.lower_bound <= 1e-6 * solution.objective
+    assert solution.certificate == "restricted"
+
+
+def test_the_zoo_agrees_with_the_reference(case, options):
+    pytest.importorskip("cvxpy")
+    problem, reference = case.problem, case.reference
+    solution = solve_fixed_arrangements(problem, options(1e-7), case.patterns, complete=True)
+    assert_feasible(problem, case.patterns, solution.S)
+    if problem.Y.shape[1] == 1:
+        assert solution.certificate == "exact"
+        assert solution.objective == pytest.approx(reference.objective, rel=1e-6)
+        assert solution.lower_bound == pytest.approx(reference.objective, rel=1e-6)
+    else:
+        assert solution.certificate == "estimated"
+        assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 1e-5)
+
+
+def test_optimality_conditions_hold_neuron_by_neuron(options):
     problem, patterns = instance()
-    one = solve_fixed_arrangements(problem, options(1e-8), patterns)
-    monkeypatch.setattr("skcvxbn.solvers.fixed_arrangements._BLOCK_ENTRIES", 7 * len(patterns))
-    other = solve_fixed_arrangements(problem, options(1e-8), patterns)
-    assert other.objective == pytest.approx(one.objective, rel=2e-8)
-    assert other.n_iter == one.n_iter
+    tol = 1e-8
+    solution = solve_fixed_arrangements(problem, options(tol), patterns)
+    S, signs = solution.S, np.sign(solution.V[:, 0])
+    R = problem.residual(solution.S, solution.V)
+    directions = S / np.linalg.norm(S, axis=0)
+    # Stationarity along each neuron: its own dual constraint is tight. Complementarity: and no other is
+    # violated, which the projection of each gradient on its cone says.
+    tight = signs * (R.T @ problem.hidden(directions))[0]
+    np.testing.assert_allclose(tight, problem.beta, rtol=1e-4)
+    everything = np.hstack([patterns, patterns])
+    gradients = problem.A.T @ (patterns * R)
+    projector = ConeProjector(problem.A, everything)
+    projections = projector.project(np.hstack([gradients, -gradients]), np.arange(everything.shape[1]))
+    assert np.linalg.norm(projections, axis=0).max() <= problem.beta * (1 + 1e-6)
+
+
+def test_fewer_features_than_the_rank_of_the_sample_would_need(options):
+    # Rows in a plane, and some of them twice.
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((12, 2)) @ rng.standard_normal((2, 5))
+    X = np.vstack([X, X[:6]])
+    y = np.abs(X[:, :1]) + 0.1 * rng.standard_normal((18, 1))
+    problem = Problem(whiten(X).A, y / np.linalg.norm(y), 0.05, True)
+    assert problem.A.shape[1] == 3
+    patterns = sampled_arrangements(X, None, 40, rng)
+    solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
+    assert solution.converged
+    assert_feasible(problem, patterns, solution.S)
+
+
+def test_the_interior_point_method_takes_over_where_resizing_stands_still(options, monkeypatch):
+    problem, patterns = instance()
+    one = solve_fixed_arrangements(problem, options(1e-7), patterns)
+    # No progress is ever enough: every other round is an interior point round.
+    monkeypatch.setattr("skcvxbn.solvers.fixed_arrangements._PROGRESS", 0.0)
+    other = solve_fixed_arrangements(problem, options(1e-7), patterns)
+    assert other.converged
+    assert other.objective == pytest.approx(one.objective, rel=2e-7)
+    assert_feasible(problem, patterns, other.S)
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 3])
