@@ -14,7 +14,7 @@ leave these. So descent goes first, then both take turns, and the program alone 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -58,7 +58,7 @@ _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
-_GIVE_WAY, _GIVE_UP = 2e-5, 1e-2
+_GIVE_WAY, _GIVE_UP = 1e-4, 1e-2
 
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -74,11 +74,11 @@ class _Way(Enum):
 
 @dataclass(frozen=True)
 class _DualPoint:
-    """A residual, the network it belongs to, and the bound its search gave."""
+    """A residual, the network it belongs to, and the largest value found for it so far."""
 
     R: NDArray
     neurons: Neurons
-    bound: float
+    largest: float
 
 
 def generate_neurons(
@@ -128,22 +128,22 @@ class _Generation:
         nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
         self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
         self.found = Candidates(*nothing, np.zeros(0))
-        self.dual = _DualPoint(problem.target, self.neurons, 0.0)
+        self.dual = _DualPoint(problem.target, self.neurons, np.inf)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         # With several outputs a round may well fail to improve: the directions turn by descent only.
         self.patience = 3 if n_outputs == 1 else 6
 
     def begin(self, start: tuple[NDArray, NDArray] | None) -> None:
-        """Train the first network by descent."""
+        """Train the first network by descent, or take the given one as it is."""
         if start is None:
-            start = random_network(self.single, self._first_size(), self.options.rng)
-        start = start[0].astype(np.float32), start[1].astype(np.float32)
-        dear = 2.0 * self.problem.A.size * start[0].shape[1] > _DEAR_STEP
-        if dear:
-            self._descend(*start, _DEAR_WIDTHS, _DEAR_STEPS, 1e-4)
+            S, V = random_network(self.single, self._first_size(), self.options.rng)
+            if 2.0 * self.problem.A.size * len(V) > _DEAR_STEP:
+                self._descend(S, V, _DEAR_WIDTHS, _DEAR_STEPS, 1e-4)
+            else:
+                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
         else:
-            self._descend(*start, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
+            self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._work() <= _CHEAP:
             self.way = _Way.TURNS
             self.neurons = self.neurons.take(self._significant())
@@ -248,14 +248,24 @@ class _Generation:
         self._state_gap(R)
 
     def _state_gap(self, R: NDArray) -> None:
-        bound = self._bound(R)
+        self._refute()
+        bound = self._bound(R, self.found.largest)
         self.gap = 1 - bound / self.neurons.objective
-        if bound > self.dual.bound:
-            self.dual = _DualPoint(R, self.neurons, bound)
+        if bound > self._bound(self.dual.R, self.dual.largest):
+            self.dual = _DualPoint(R, self.neurons, self.found.largest)
 
-    def _bound(self, R: NDArray) -> float:
+    def _refute(self) -> None:
+        """Test the dual point against all that was found since: among bounds the largest may be mistaken."""
+        problem, dual = self.problem, self.dual
+        for S in (self.found.S, self.neurons.S, self.best.S):
+            lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
+            values = np.linalg.norm(problem.hidden(S).T @ dual.R, axis=1) / lengths
+            dual = replace(dual, largest=max(dual.largest, float(values.max(initial=0.0))))
+        self.dual = dual
+
+    def _bound(self, R: NDArray, largest: float) -> float:
         """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
-        return self.problem.dual_bound(R, self.found.largest * (1 + _MARGIN * self.options.tol))
+        return self.problem.dual_bound(R, largest * (1 + _MARGIN * self.options.tol))
 
     def _searched(self, R: NDArray, neurons: Neurons, *, thorough: bool) -> Candidates:
         """Climb from random points and from the most violated of the neurons and of what was last found."""
@@ -289,10 +299,9 @@ class _Generation:
         if self.gap <= options.tol:
             R = self.problem.residual(self.neurons.S, self.neurons.U)
             self._confirm(R, self.neurons)
-            bound = self._bound(R)
-            self.gap = 1 - bound / self.neurons.objective
+            self.gap = 1 - self._bound(R, self.found.largest) / self.neurons.objective
             if self.gap <= options.tol:
-                self.best, self.dual = self.neurons, _DualPoint(R, self.neurons, bound)
+                self.best, self.dual = self.neurons, _DualPoint(R, self.neurons, self.found.largest)
                 self.message = _CONVERGED
                 return
             self.way = _Way.PROGRAM
@@ -324,10 +333,10 @@ class _Generation:
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
-        lower_bound = self.dual.bound
-        if self.message not in (_CONVERGED, _INTERRUPTED) and self.way is not _Way.DESCENT:
+        if self.message not in (_CONVERGED, _INTERRUPTED) and self._affordable():
             self._confirm(self.dual.R, self.dual.neurons)
-            lower_bound = self._bound(self.dual.R)
+        self._refute()
+        lower_bound = self._bound(self.dual.R, self.dual.largest)
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V)
         idle = 0.5 * float(np.vdot(problem.target, problem.target))
