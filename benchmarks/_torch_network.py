@@ -37,6 +37,8 @@ def train(
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
+    # Dying neurons leave subnormal numbers behind, which are slow.
+    torch.set_flush_denormal(True)
     rows = f" of {batch} rows" if batch else ""
     setting = f"{width} neurons, step size {step_size:g}"
     run = Run(f"{optimizer} on the raw network, {n_steps} steps{rows}", setting=setting)
@@ -74,6 +76,7 @@ def train(
                 run.note = "stopped at the limit"
                 break
             clock.restart_at(run.seconds[-1])
+    torch.set_flush_denormal(False)
     return run
 
 
@@ -105,9 +108,9 @@ def _optimizer(net: Any, optimizer: str, step_size: float, width: int, n_rows: i
         # A neuron of weight about width**-0.5 turns that much more slowly than the others grow.
         hidden["lr"] = step_size * width / 3
         normalization["lr"] = step_size / n_rows
-        return torch.optim.SGD([hidden, normalization, output], lr=step_size, momentum=MOMENTUM)
+        return torch.optim.SGD([hidden, normalization, output], lr=step_size, momentum=MOMENTUM, fused=True)
     normalization["lr"] = step_size / n_rows**0.5
-    return torch.optim.Adam([hidden, normalization, output], lr=step_size)
+    return torch.optim.Adam([hidden, normalization, output], lr=step_size, fused=True)
 
 
 def _whitened(case: Case, net: Any, mean: NDArray, deviation: NDArray, size: float) -> Network:

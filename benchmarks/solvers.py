@@ -25,6 +25,9 @@ from threadpoolctl import threadpool_limits
 LIBRARY = "skcvxbn"
 # Adam's grid: neurons, steps and step sizes, on all rows or on 1000 at a time.
 SMALL = {"widths": (100, 300), "steps": (250, 1000, 4000), "step_sizes": (0.01, 0.03, 0.1)}
+# The optimum has hundreds of neurons below this share of beta_max, and training needs more of them.
+WEAK_RATIO = 0.02
+WEAK = {**SMALL, "widths": (300, 1000)}
 LARGE = {"widths": (128, 384), "steps": (250, 1000, 4000), "step_sizes": (0.003, 0.01, 0.03)}
 QUICK = {"widths": (100,), "steps": (250, 1000), "step_sizes": (0.03,)}
 BATCH = 1000
@@ -123,7 +126,7 @@ def _untuned(case: Case, args: argparse.Namespace, seed: int) -> Iterator[Run]:
 
 def _tuned(case: Case, args: argparse.Namespace, seed: int) -> Iterator[Run]:
     """Every setting of the methods that have some, those of one name one after the other."""
-    grid = QUICK if args.quick else (LARGE if case.is_large else SMALL)
+    grid = QUICK if args.quick else _grid(case)
     usual = {"seed": seed, "limit": args.limit}
     batches = (BATCH,) if case.is_large else (None,)
     if "adam" in args.methods:
@@ -138,12 +141,20 @@ def _tuned(case: Case, args: argparse.Namespace, seed: int) -> Iterator[Run]:
         yield from _torch_runs(case, grid, usual, batches)
 
 
+def _grid(case: Case) -> dict[str, tuple]:
+    if case.is_large:
+        return LARGE
+    return WEAK if case.beta_ratio < WEAK_RATIO else SMALL
+
+
 def _torch_runs(case: Case, grid: dict, usual: dict, batches: tuple) -> Iterator[Run]:
     try:
         from _torch_network import train
     except ImportError:
         yield Run("SGD and Adam on the raw network", note="not installed")
         return
+    # PyTorch sets itself up in the first call.
+    train(case, "Adam", width=2, n_steps=2, step_size=0.01)
     n_steps, width = grid["steps"][-1], grid["widths"][0]
     for optimizer, batch in itertools.product(("SGD", "Adam"), batches):
         # SGD's step may be ten times as long: Adam's has the size of the parameters, SGD's of the gradient.
