@@ -58,7 +58,7 @@ def _library(
     clock = Clock()
     progress = _Progress(run, clock, scale)
     try:
-        with redirect_stdout(progress), _cpu_limit(limit):
+        with redirect_stdout(progress), _cpu_limit(limit) as interrupted:
             solution = solve(problem, options, patterns=patterns)
     except KeyboardInterrupt:
         # A solver that keeps its best network when interrupted does not come here.
@@ -68,7 +68,7 @@ def _library(
     run.networks.append((solution.S, solution.V))
     run.objectives.append(solution.objective)
     run.stated.append((solution.objective - solution.lower_bound) / solution.objective)
-    if clock() > limit:
+    if interrupted:
         run.note = "stopped at the limit"
     return run
 
@@ -89,16 +89,18 @@ class _Progress(io.TextIOBase):
 
 
 @contextmanager
-def _cpu_limit(seconds: float) -> Iterator[None]:
-    """Interrupt the block, as Ctrl-C does, once it has used so many CPU seconds."""
+def _cpu_limit(seconds: float) -> Iterator[list[bool]]:
+    """Interrupt the block, as Ctrl-C does, once it has used so many CPU seconds; the list tells whether."""
+    interrupted: list[bool] = []
 
     def interrupt(*_: object) -> None:
+        interrupted.append(True)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGPROF, interrupt)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        yield
+        yield interrupted
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
