@@ -19,7 +19,7 @@ from skcvxbn.solvers import Problem
 Network = tuple[NDArray, NDArray]
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """What one method did over time.
 

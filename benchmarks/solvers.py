@@ -12,6 +12,7 @@ import itertools
 import os
 import platform
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,18 @@ from _judge import best_of, judge, score, seconds_to
 from _methods import clarabel, gates_and_patterns, library, library_sampled, peer
 from _problems import RATIOS, Case, available, cases
 from _report import Row, plot, print_table, write_json
+from _torch_network import train
 from threadpoolctl import threadpool_limits
 
+METHODS = ("library", "sampled", "clarabel", "adelie", "pyscnn", "adam", "lbfgs", "torch")
 LIBRARY = "skcvxbn"
-# Adam's grid: neurons, steps and step sizes, on all rows or on 1000 at a time.
+# Adam's grid: neurons, steps and step sizes.
 SMALL = {"widths": (100, 300), "steps": (250, 1000, 4000), "step_sizes": (0.01, 0.03, 0.1)}
 # The optimum has hundreds of neurons below this share of beta_max, and training needs more of them.
 WEAK_RATIO = 0.02
 WEAK = {**SMALL, "widths": (300, 1000)}
 LARGE = {"widths": (128, 384), "steps": (250, 1000, 4000), "step_sizes": (0.003, 0.01, 0.03)}
 QUICK = {"widths": (100,), "steps": (250, 1000), "step_sizes": (0.03,)}
-BATCH = 1000
 
 
 def main() -> None:
@@ -128,7 +130,7 @@ def _tuned(case: Case, args: argparse.Namespace, seed: int) -> Iterator[Run]:
     """Every setting of the methods that have some, those of one name one after the other."""
     grid = QUICK if args.quick else _grid(case)
     usual = {"seed": seed, "limit": args.limit}
-    batches = (BATCH,) if case.is_large else (None,)
+    batches = _batches(len(case.X))
     if "adam" in args.methods:
         for batch, n_steps in itertools.product(batches, grid["steps"]):
             for width, step_size in itertools.product(grid["widths"], grid["step_sizes"]):
@@ -138,7 +140,7 @@ def _tuned(case: Case, args: argparse.Namespace, seed: int) -> Iterator[Run]:
         for width in grid["widths"]:
             yield score(case, lbfgs(case.problem, width=width, n_steps=grid["steps"][-1], **usual))
     if "torch" in args.methods:
-        yield from _torch_runs(case, grid, usual, batches)
+        yield from _torch_runs(case, grid, usual)
 
 
 def _grid(case: Case) -> dict[str, tuple]:
@@ -147,24 +149,28 @@ def _grid(case: Case) -> dict[str, tuple]:
     return WEAK if case.beta_ratio < WEAK_RATIO else SMALL
 
 
-def _torch_runs(case: Case, grid: dict, usual: dict, batches: tuple) -> Iterator[Run]:
-    try:
-        from _torch_network import train
-    except ImportError:
+def _batches(n_rows: int) -> tuple[int | None, ...]:
+    """Rows a step; None is all. Few rows a step are the faster way from about a thousand on."""
+    if n_rows < 1000:
+        return (None,)
+    return (None, 256) if n_rows < 10_000 else (1000,)
+
+
+def _torch_runs(case: Case, grid: dict, usual: dict) -> Iterator[Run]:
+    if find_spec("torch") is None:
         yield Run("SGD and Adam on the raw network", note="not installed")
         return
     # PyTorch sets itself up in the first call.
     train(case, "Adam", width=2, n_steps=2, step_size=0.01)
     n_steps, width = grid["steps"][-1], grid["widths"][0]
-    for optimizer, batch in itertools.product(("SGD", "Adam"), batches):
+    batch = _batches(len(case.X))[-1]
+    for optimizer in ("SGD", "Adam"):
         # SGD's step may be ten times as long: Adam's has the size of the parameters, SGD's of the gradient.
         factor = 10 if optimizer == "SGD" else 1
         for step_size in grid["step_sizes"]:
             setting = {"width": width, "n_steps": n_steps, "step_size": factor * step_size, "batch": batch}
             yield score(case, train(case, optimizer, **setting, **usual))
 
-
-METHODS = ["library", "sampled", "clarabel", "adelie", "pyscnn", "adam", "lbfgs", "torch"]
 
 if __name__ == "__main__":
     main()
