@@ -31,7 +31,7 @@ SMALL = {"widths": (100, 300), "steps": (250, 1000, 4000), "step_sizes": (0.01, 
 # The optimum has hundreds of neurons below this share of beta_max, and training needs more of them.
 WEAK_RATIO = 0.02
 WEAK = {**SMALL, "widths": (300, 1000)}
-LARGE = {"widths": (128, 384), "steps": (250, 1000, 4000), "step_sizes": (0.003, 0.01, 0.03)}
+LARGE = {"widths": (128, 384), "steps": (250, 1000, 4000), "step_sizes": (0.001, 0.003, 0.01)}
 QUICK = {"widths": (100,), "steps": (250, 1000), "step_sizes": (0.03,)}
 
 
