@@ -1,8 +1,8 @@
 """Cost of one iteration against the number of rows, of directions and of neurons: linear in each.
 
-An iteration is one quasi-Newton step of the descent, and one convex-concave step of the search from as many
-starts as there are neurons. Prints CPU seconds and the slopes of straight lines fitted to their logarithms,
-where 1 is linear, and writes a plot.
+An iteration is one quasi-Newton step of the descent, and one convex-concave step of the search (ten
+projected gradient steps) from as many starts as there are neurons. Prints CPU seconds and the slopes of
+straight lines fitted to their logarithms, where 1 is linear, and writes a plot.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from skcvxbn.solvers import Problem
 from skcvxbn.solvers.descent import descend
 from skcvxbn.solvers.search import search
 
-BASE = {"rows": 16_000, "directions": 128, "neurons": 128}
+BASE = {"rows": 8_000, "directions": 128, "neurons": 128}
 SWEEPS = {
-    "rows": (4_000, 8_000, 16_000, 32_000, 64_000),
+    "rows": (2_000, 4_000, 8_000, 16_000, 32_000),
     "directions": (64, 128, 256, 512, 1024),
     "neurons": (32, 64, 128, 256, 512),
 }
-DESCENT_STEPS = 10
+DESCENT_STEPS, PROJECTIONS = 10, 10
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def _measure(*, rows: int, directions: int, neurons: int, outputs: int, repeats:
         start = process_time()
         descend(problem, S, V, n_steps=DESCENT_STEPS)
         middle = process_time()
-        search(A, R, S, V, stages=((1, 30, None),))
+        search(A, R, S, V, stages=((1, PROJECTIONS, None),))
         descents.append((middle - start) / DESCENT_STEPS)
         searches.append(process_time() - middle)
     return float(np.median(descents)), float(np.median(searches))

@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=120, help="CPU seconds of one method")
     parser.add_argument("--threads", type=int, default=1, help="BLAS threads")
     parser.add_argument("--quick", action="store_true", help="one step size, one width, 50 arrangements")
-    parser.add_argument("--plots", type=Path, help="folder for the plots (default: none are written)")
+    parser.add_argument("--plots", type=Path, default=Path("solver_plots"), help="folder for the plots")
     parser.add_argument("--json", type=Path, help="file for the trajectories, one JSON object a line")
     for name in ("adelie", "pyscnn"):
         python = os.environ.get(f"{name.upper()}_PYTHON")
@@ -86,7 +86,9 @@ def _compare(case: Case, args: argparse.Namespace) -> None:
             row = rows.setdefault(run.method, Row(run.method))
             row.add(run, verdicts.get(id(run)), *_times(run, shown, adams))
     print_table(case, list(rows.values()))
-    if args.plots:
+    if find_spec("matplotlib") is None:
+        print("No plot: matplotlib is not installed.")
+    else:
         plot(case, list(rows.values()), args.plots)
     if args.json:
         write_json(case, list(rows.values()), args.json)
