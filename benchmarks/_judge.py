@@ -13,8 +13,8 @@ from skcvxbn.solvers.search import QUICK, THOROUGH, Candidates, affordable_start
 
 # A method has reached an objective when it is this close, relatively.
 REACHED = 1e-6
-# Above this many entries of A the common search is the quick one.
-_THOROUGH_UP_TO = 2**22
+# Random starts of the common search, which is the quick one on large problems.
+_MOST_STARTS, _STARTS_OF_LARGE = 128, 16
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
     if not answered:
         return []
     A, n_outputs = case.training.A, case.problem.Y.shape[1]
-    stages = THOROUGH if A.size <= _THOROUGH_UP_TO else QUICK
-    n_starts = int(np.clip(4 * affordable_starts(A, stages), 8, 128))
+    if case.is_large:
+        stages, n_starts = QUICK, _STARTS_OF_LARGE
+    else:
+        stages, n_starts = THOROUGH, min(4 * affordable_starts(A, THOROUGH), _MOST_STARTS)
     S, U = random_starts(A.shape[1], n_outputs, n_starts, np.random.RandomState(seed))
     best = _double(best_of(answered).networks[-1])
     size = np.linalg.norm(best[0], axis=0) * np.linalg.norm(best[1], axis=1)
