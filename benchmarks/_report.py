@@ -98,7 +98,8 @@ def plot(case: Case, rows: list[Row], folder: Path) -> None:
         style = {"color": color, "linestyle": line, "marker": "o", "markersize": 4}
         style["markevery"] = [-1] if len(values) > 1 else None
         left.plot(run.seconds, np.maximum(values / bound - 1, 1e-9), label=row.method, **style)
-        if run.stated:
+        # What a solver of (P) states is about its own program, not about the network's problem.
+        if run.stated and not run.method.startswith("(P)"):
             seconds = run.seconds[-len(run.stated) :]
             right.plot(seconds, np.maximum(run.stated, 1e-9), label=f"{row.method}, stated", **style)
         for verdict in row.verdicts[:1]:

@@ -83,6 +83,8 @@ def _plot(measured: dict[str, NDArray], file: Path) -> None:
             ax.plot(sizes, values[0] * np.array(sizes) / sizes[0], "k:", linewidth=1)
         others = ", ".join(f"{value} {name}" for name, value in BASE.items() if name != swept)
         ax.set(xscale="log", yscale="log", xlabel=swept, title=others)
+        ax.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        ax.set_xticks([], minor=True)
     axes[0].set_ylabel("CPU seconds a step (dotted: linear)")
     axes[0].legend()
     figure.tight_layout()
