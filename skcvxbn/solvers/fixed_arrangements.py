@@ -12,6 +12,7 @@ cones.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,9 @@ def solve_fixed_arrangements(
         least_gap = min(gap, least_gap)
         if patience == 0:
             message = "the gap stands still"
+            break
+        if time.monotonic() >= options.deadline:
+            message = "max_time was reached"
             break
         # After an exact solution resizing has another chance.
         progress = not progress or gap < _PROGRESS * last

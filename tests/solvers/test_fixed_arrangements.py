@@ -191,6 +191,14 @@ def test_a_stopped_solver_returns_the_network_of_its_objective(max_iter, options
     assert solution.lower_bound <= best.objective <= solution.objective * (1 + 1e-12)
 
 
+def test_a_deadline_in_the_past_leaves_one_round(options):
+    problem, patterns = instance()
+    solution = solve_fixed_arrangements(problem, options(1e-8, deadline=0.0), patterns)
+    assert solution.n_iter == 1
+    assert solution.message == "max_time was reached"
+    assert solution.lower_bound <= solution.objective
+
+
 def test_neurons_are_balanced_and_the_solution_is_deterministic(options):
     problem, patterns = instance(n_outputs=2)
     one, other = (solve_fixed_arrangements(problem, options(seed=seed), patterns) for seed in (0, 1))
