@@ -48,9 +48,10 @@ _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
 _DEAR_STEP = 2e9
-_DEAR_WIDTHS, _DEAR_STEPS = (0.5, 0.1, 0.02), 60
+_FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
+_ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 6e9
+_LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
@@ -138,8 +139,8 @@ class _Generation:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
-            if 2.0 * self.problem.A.size * len(V) > _DEAR_STEP:
-                self._descend(S, V, _DEAR_WIDTHS, _DEAR_STEPS, 1e-4)
+            if self._is_dear(len(V)):
+                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, 1e-4)
             else:
                 self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
         else:
@@ -202,14 +203,24 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            neurons = self.neurons.resized(self.single)
-            self._descend(neurons.S, neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+            self.neurons = self.neurons.resized(self.single)
+            self._descend_again()
         if most is not None and len(self.neurons) > most:
             largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
-            few = self.neurons.take(np.sort(largest))
-            self._descend(few.S, few.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+            self.neurons = self.neurons.take(np.sort(largest))
+            self._descend_again()
         if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
             self._solve_program()
+
+    def _descend_again(self) -> None:
+        neurons = self.neurons
+        if self._is_dear(len(neurons)):
+            self._descend(neurons.S, neurons.U, _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS, 1e-5)
+        else:
+            self._descend(neurons.S, neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+
+    def _is_dear(self, n_neurons: int) -> bool:
+        return 2.0 * self.problem.A.size * n_neurons > _DEAR_STEP
 
     def _descend(self, S: NDArray, V: NDArray, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
         # Through double precision: the product of the scales of a newcomer is small.

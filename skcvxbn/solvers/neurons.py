@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.solvers.base import Problem, without_negligible
+from skcvxbn.solvers.output_weights import improved_sizes
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
 _ENTRY_SIZE = 1e-3
 # Sizes below this share of the largest are zeros of the quadratic program.
 _NO_SIZE = 1e-5
-_SIZE_STEPS = 150
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Neurons:
         linear = np.einsum("kj,kj->j", H, problem.target @ U.T) - problem.beta
         H = problem.without_bias(H)
         gram = (H.T @ H) * (U @ U.T)
-        sizes = _nonnegative_minimiser(gram, linear, sizes.astype(dtype))
+        sizes = improved_sizes(gram, linear, sizes.astype(dtype))
         resized = replace(self, S=directions.astype(self.S.dtype) * sizes.astype(self.S.dtype))
         return resized.take(np.flatnonzero(sizes > _NO_SIZE * sizes.max(initial=0)))
 
@@ -115,20 +114,3 @@ class Neurons:
         packed = np.packbits(self.patterns, axis=0).T
         rounded = np.round(self.U, 3) + 0.0
         return [(p.tobytes(), u.tobytes()) for p, u in zip(packed, rounded, strict=True)]
-
-
-def _nonnegative_minimiser(gram: NDArray, linear: NDArray, start: NDArray) -> NDArray:
-    """Minimiser of ``1/2 x^T gram x - linear^T x`` over ``x >= 0``, approximately."""
-    vector = np.ones_like(linear)
-    for _ in range(20):
-        vector = gram @ vector
-        vector /= max(float(np.linalg.norm(vector)), float(np.finfo(vector.dtype).tiny))
-    # The power method falls a little short of the largest eigenvalue.
-    lipschitz = 1.05 * float(vector @ (gram @ vector))
-    x, extrapolated, momentum = start, start, 1.0
-    for _ in range(_SIZE_STEPS if lipschitz > 0 else 0):
-        new = np.maximum(extrapolated - (gram @ extrapolated - linear) / lipschitz, 0)
-        new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        extrapolated = new + (momentum - 1) / new_momentum * (new - x)
-        x, momentum = new, new_momentum
-    return x
