@@ -59,7 +59,7 @@ _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
-_GIVE_WAY, _GIVE_UP = 1e-4, 1e-2
+_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
 
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -133,7 +133,8 @@ class _Generation:
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         # With several outputs a round may well fail to improve: the directions turn by descent only.
-        self.patience = 3 if n_outputs == 1 else 6
+        self.several = n_outputs > 1
+        self.patience = 6 if self.several else 3
 
     def begin(self, start: tuple[NDArray, NDArray] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
@@ -335,9 +336,9 @@ class _Generation:
         if self._affordable():
             if self._work() <= _CHEAP:
                 self.way = _Way.TURNS
-            elif self.n_iter > 1 and progress < _GIVE_WAY:
+            elif self.n_iter > 1 and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
                 # Turns would cost the diversity of hundreds of neurons; several outputs need them.
-                self.way = _Way.PROGRAM if self.problem.Y.shape[1] == 1 else _Way.TURNS
+                self.way = _Way.TURNS if self.several else _Way.PROGRAM
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
 
