@@ -1,9 +1,9 @@
-"""The trained network: two layers, batch normalization before the ReLU, statistics of the training set."""
+"""The trained network: two layers with batch normalization, statistics of the training set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ class BatchNormNetwork:
 
     ``relu((h - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
 
+    or, with batch normalization after the ReLU (`bn_position`),
+
+    ``((relu(h) - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
+
     The running statistics are those of the training set, so every row is predicted by itself.
 
     Parameters
@@ -30,7 +34,8 @@ class BatchNormNetwork:
         Weights of the hidden layer, which has no bias: batch normalization would remove it. Their scale is
         arbitrary for the same reason; the estimators choose it so that `running_var` is one.
     running_mean : ndarray of shape (n_neurons,)
-        Mean of ``X @ hidden_weights`` over the (weighted) training rows.
+        Mean of what is normalized, ``X @ hidden_weights`` or its positive part, over the (weighted)
+        training rows.
     running_var : ndarray of shape (n_neurons,)
         Its biased variance (division by n), positive.
     bn_weight : ndarray of shape (n_neurons,)
@@ -42,11 +47,13 @@ class BatchNormNetwork:
         Weights of the output layer.
     intercept : ndarray of shape (n_outputs,)
         Bias of the output layer, zero for the network of the paper.
+    bn_position : {"before", "after"}, default="before"
+        Whether batch normalization comes before or after the ReLU.
 
     Raises
     ------
     ValueError
-        If the shapes do not agree.
+        If the shapes do not agree, or `bn_position` is another word.
 
     Examples
     --------
@@ -74,9 +81,12 @@ class BatchNormNetwork:
     bn_bias: NDArray[Any]
     output_weights: NDArray[Any]
     intercept: NDArray[Any]
+    bn_position: str = "before"
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not agree."""
+        if self.bn_position not in ("before", "after"):
+            raise ValueError(f"bn_position must be 'before' or 'after'. Got {self.bn_position!r} instead.")
         if np.ndim(self.hidden_weights) != 2 or np.ndim(self.output_weights) != 2:
             raise ValueError(
                 "hidden_weights and output_weights must be 2D arrays. Got arrays of shape "
@@ -113,13 +123,16 @@ class BatchNormNetwork:
         dtype = np.result_type(X.dtype, self.hidden_weights.dtype)
         scale = self.bn_weight / np.sqrt(self.running_var)
         out = np.empty((len(X), len(self.intercept)), dtype=dtype)
-        for rows in _row_blocks(len(X), len(self.bn_weight)):
+        for rows in row_blocks(len(X), len(self.bn_weight)):
             H = X[rows] @ self.hidden_weights
+            if self.bn_position == "after":
+                np.maximum(H, 0, out=H)
             # The mean goes first: folded into the bias it would cancel digits where it is large.
             H -= self.running_mean
             H *= scale
             H += self.bn_bias
-            np.maximum(H, 0, out=H)
+            if self.bn_position == "before":
+                np.maximum(H, 0, out=H)
             np.matmul(H, self.output_weights, out=out[rows])
         out += self.intercept
         return out
@@ -154,9 +167,10 @@ class BatchNormNetwork:
         X = np.asarray(X)
         Y = np.asarray(Y, dtype=np.float64).reshape(len(X), len(self.intercept))
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        precise = BatchNormNetwork(*(getattr(self, f.name).astype(np.float64) for f in fields(self)))
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bn_position"}
+        precise = replace(self, **{name: value.astype(np.float64) for name, value in arrays.items()})
         loss = 0.0
-        for rows in _row_blocks(len(X), max(X.shape)):
+        for rows in row_blocks(len(X), max(X.shape)):
             residual = precise.forward(X[rows]) - Y[rows]
             loss += float(weight[rows] @ np.einsum("ij,ij->i", residual, residual))
         normalization = np.vdot(precise.bn_weight, precise.bn_weight)
@@ -170,8 +184,9 @@ class BatchNormNetwork:
         Returns
         -------
         torch.nn.Sequential
-            ``Linear, BatchNorm1d, ReLU, Linear`` in evaluation mode, on the CPU and in the dtype of the
-            weights; it agrees with `forward` to rounding. The parameters are copies. A network without
+            ``Linear, BatchNorm1d, ReLU, Linear`` (with `bn_position` "after" ``Linear, ReLU, BatchNorm1d,
+            Linear``) in evaluation mode, on the CPU and in the dtype of the weights; it agrees with
+            `forward` to rounding. The parameters are copies. A network without
             neurons gets one whose weights are zero, because PyTorch warns about empty layers.
 
         Raises
@@ -194,19 +209,21 @@ class BatchNormNetwork:
         dtype = torch.from_numpy(self.hidden_weights[:0].copy()).dtype
         # skip_init leaves the global random state of PyTorch alone: nothing is drawn.
         create = torch.nn.utils.skip_init
+        normalization = torch.nn.BatchNorm1d(n_neurons, eps=0.0, dtype=dtype)
+        middle = [normalization, torch.nn.ReLU()]
         module = torch.nn.Sequential(
             create(torch.nn.Linear, n_features, n_neurons, bias=False, dtype=dtype),
-            torch.nn.BatchNorm1d(n_neurons, eps=0.0, dtype=dtype),
-            torch.nn.ReLU(),
+            *(middle if self.bn_position == "before" else reversed(middle)),
             create(torch.nn.Linear, n_neurons, len(self.intercept), dtype=dtype),
         )
+        position = 1 if self.bn_position == "before" else 2
         state = {
             "0.weight": self.hidden_weights.T,
-            "1.weight": self.bn_weight,
-            "1.bias": self.bn_bias,
-            "1.running_mean": self.running_mean,
-            "1.running_var": self.running_var,
-            "1.num_batches_tracked": np.array(1),
+            f"{position}.weight": self.bn_weight,
+            f"{position}.bias": self.bn_bias,
+            f"{position}.running_mean": self.running_mean,
+            f"{position}.running_var": self.running_var,
+            f"{position}.num_batches_tracked": np.array(1),
             "3.weight": self.output_weights.T,
             "3.bias": self.intercept,
         }
@@ -219,9 +236,30 @@ class BatchNormNetwork:
         zero, one = np.zeros(1, dtype), np.ones(1, dtype)
         hidden = np.zeros((len(self.hidden_weights), 1), dtype)
         output = np.zeros((1, len(self.intercept)), dtype)
-        return BatchNormNetwork(hidden, zero, one, zero, zero, output, self.intercept)
+        return BatchNormNetwork(hidden, zero, one, zero, zero, output, self.intercept, self.bn_position)
 
 
-def _row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of the rows of a matrix such that a block holds a bounded number of entries.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows.
+    width : int
+        Number of columns of the widest matrix that is made from a block.
+
+    Yields
+    ------
+    slice
+        The next rows.
+
+    Examples
+    --------
+    >>> from skcvxbn.network import row_blocks
+    >>> list(row_blocks(3, 5))
+    [slice(0, 838860, None)]
+    """
     step = max(_BLOCK_ENTRIES // max(width, 1), 1)
-    return (slice(start, start + step) for start in range(0, n_rows, step))
+    for start in range(0, n_rows, step):
+        yield slice(start, start + step)
