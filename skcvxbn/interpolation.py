@@ -17,6 +17,10 @@ Floats = NDArray[np.float64]
 # Gram matrix of rows of lower rank has one below n_rows * eps); in float32 refinement decides as well.
 _SMALLEST_RCOND = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 4e-6}
 _MAX_REFINEMENTS = 10
+# Relative residual at which refinement stops.
+_ACCURATE = 1e-12
+# Binary exponent beyond which squares may leave the range of float32.
+_LARGE_EXPONENT = 40
 
 
 class RankError(ValueError):
@@ -85,10 +89,10 @@ def minimum_norm_solution(
     for dtype in levels:
         solve = _cholesky_solver(M, np.dtype(dtype), dependency)
         if solve is not None:
-            W, converged = _refined(M, targets, solve)
+            W, converged = _refined(M, targets, solve, dependency)
             if converged or dtype is np.float64:
                 return W
-    return _by_singular_values(M, targets, noise, required)
+    return _by_singular_values(M, targets, noise, required, dependency)
 
 
 def _cholesky_solver(
@@ -97,14 +101,15 @@ def _cholesky_solver(
     """Map targets to the minimum-norm solution, or nothing if the Gram matrix is too ill-conditioned."""
     rows = M.astype(dtype, copy=False)
     gram = rows @ rows.T
-    if dependency is not None:
-        # The mean eigenvalue: the condition number is not made worse.
-        size = float(np.trace(gram, dtype=np.float64)) / max(len(gram) - 1, 1)
-        gram += np.outer(size * dependency, dependency).astype(dtype)
     lapack: Any = linalg.get_lapack_funcs(("potrf", "pocon", "lange"), (gram,))
     potrf, pocon, lange = lapack
-    norm = lange("1", gram.T)
-    # The transpose of a symmetric matrix in C order is the same matrix in Fortran order: no copy is made.
+    norm = float(lange("1", gram.T))
+    # A symmetric matrix in C order is the same matrix in Fortran order after transposition: no copy is made.
+    if dependency is not None:
+        # The mean eigenvalue as the size: the condition number is not made worse.
+        size = float(np.trace(gram, dtype=np.float64)) / max(len(gram) - 1, 1)
+        update: Any = linalg.get_blas_funcs("syr", (gram,))
+        gram = update(size, dependency.astype(dtype), lower=True, a=gram.T, overwrite_a=True).T
     factor, failed = potrf(gram.T, lower=True, overwrite_a=True, clean=False)
     if failed or not norm > 0:
         return None
@@ -119,35 +124,45 @@ def _cholesky_solver(
     return solve
 
 
-def _refined(M: NDArray[Any], targets: Floats, solve: Callable[[Floats], Floats]) -> tuple[Floats, bool]:
+def _refined(
+    M: NDArray[Any], targets: Floats, solve: Callable[[Floats], Floats], dependency: Floats | None
+) -> tuple[Floats, bool]:
     """Iterative refinement until rounding stops it; whether the residual came down to rounding."""
     sizes = np.linalg.norm(targets, axis=0)
     scale = np.where(sizes > 0, sizes, 1.0)
+
+    def remainder(W: Floats) -> tuple[Floats, float]:
+        residual = targets - product(M, W)
+        if dependency is not None:
+            # Only the rounding of M reaches this direction, and no W can do anything about it.
+            residual -= np.outer(dependency, dependency @ residual)
+        return residual, float((np.linalg.norm(residual, axis=0) / scale).max(initial=0.0))
+
     W = solve(targets)
-    residual = targets - product(M, W)
-    error = (np.linalg.norm(residual, axis=0) / scale).max(initial=0.0)
+    residual, error = remainder(W)
     for _ in range(_MAX_REFINEMENTS):
-        if error <= 1e-14:
+        if error <= _ACCURATE:
             break
         better = W + solve(residual)
-        residual = targets - product(M, better)
-        smaller = (np.linalg.norm(residual, axis=0) / scale).max(initial=0.0)
+        residual, smaller = remainder(better)
         if not smaller < error:
             break
         stalled = smaller > 0.5 * error
         W, error = better, smaller
         if stalled:
             break
-    return W, bool(error < 1e-10)
+    return W, bool(error <= 1e2 * _ACCURATE)
 
 
-def _by_singular_values(M: NDArray[Any], targets: Floats, noise: float, required: int) -> Floats:
+def _by_singular_values(
+    M: NDArray[Any], targets: Floats, noise: float, required: int, dependency: Floats | None
+) -> Floats:
     U, values, Vt = linalg.svd(M.astype(np.float64), full_matrices=False, check_finite=False)
     rank = _rank(values, noise)
     if rank < required:
         raise RankError(rank, required)
     U, values, Vt = U[:, :required], values[:required], Vt[:required]
-    return _refined(M, targets, lambda right: Vt.T @ ((U.T @ right) / values[:, None]))[0]
+    return _refined(M, targets, lambda right: Vt.T @ ((U.T @ right) / values[:, None]), dependency)[0]
 
 
 def _rank(values: Floats, noise: float) -> int:
@@ -204,7 +219,7 @@ def scaled_rows(X: NDArray[Any], root: Floats, *, centre: bool) -> tuple[NDArray
     mean : ndarray of shape (n_columns,)
         The mean subtracted, zero without `centre`.
     scale : float
-        A power of two near the largest entry: squares do not overflow, and nothing is rounded.
+        A power of two, so nothing is rounded: near the largest entry where its square could overflow.
     noise : float
         Bound of the norm of the errors that the rounding of `X` leaves in `M`, with a margin.
 
@@ -214,18 +229,20 @@ def scaled_rows(X: NDArray[Any], root: Floats, *, centre: bool) -> tuple[NDArray
     >>> from skcvxbn.interpolation import scaled_rows
     >>> M, mean, scale, _ = scaled_rows(np.array([[1.0], [17.0]]), np.ones(2), centre=True)
     >>> M[:, 0], mean, scale
-    (array([-1.,  1.]), array([9.]), 8.0)
+    (array([-8.,  8.]), array([9.]), 1.0)
     """
     mean = np.zeros(X.shape[1], dtype=X.dtype)
     if centre:
-        # The mean of the deviations from one row: no digits are lost when the mean is large.
         share = root**2 / (root @ root)
-        deviation = sum(share[rows] @ (X[rows] - X[0]) for rows in row_blocks(*X.shape))
-        mean = (X[0] + deviation).astype(X.dtype)
+        mean = np.asarray(sum(share[rows] @ X[rows] for rows in row_blocks(*X.shape)), dtype=X.dtype)
     M = X - mean
-    low, high = float(M.min()), float(M.max())
-    scale = float(np.exp2(np.round(np.log2(max(high, -low))))) if max(high, -low) > 0 else 1.0
-    largest = max(float(X.max()), -float(X.min())) / scale * float(root.max())
-    M *= (root / scale)[:, None].astype(X.dtype)
-    noise = 8 * float(np.finfo(X.dtype).eps) * largest * (np.sqrt(len(X)) + np.sqrt(X.shape[1]))
+    largest = max(float(X.max()), -float(X.min()))
+    exponent = int(np.frexp(largest)[1])
+    # Usual magnitudes need no scaling, which saves a pass.
+    scale = 1.0 if abs(exponent) < _LARGE_EXPONENT else float(np.ldexp(1.0, exponent))
+    factor = root / scale
+    if not (factor == 1).all():
+        M *= factor[:, None].astype(X.dtype)
+    noise = 8 * float(np.finfo(X.dtype).eps) * largest / scale * float(root.max())
+    noise *= np.sqrt(len(X)) + np.sqrt(X.shape[1])
     return M, mean.astype(np.float64), scale, noise
