@@ -20,8 +20,11 @@ from skcvxbn.interpolation import RankError
 
 Floats = NDArray[np.float64]
 
-# Widths that hidden_layer_sizes="auto" tries, per distinct row.
-_WIDTHS_PER_ROW = (4, 16)
+# Width of the layer that hidden_layer_sizes="auto" adds, per distinct row. Two suffice for the rank; test
+# errors fall up to about eight (they peak where the width is just enough to interpolate).
+_WIDTH_PER_ROW, _MIN_WIDTH_PER_ROW = 8, 2
+# Entries of the feature matrix (1 GiB) above which the smaller width has to do.
+_MAX_ENTRIES = 2**27
 
 
 class ClosedFormEstimator(NetworkEstimator):
@@ -102,13 +105,15 @@ class ClosedFormEstimator(NetworkEstimator):
         self, optimum: OptimalLayers, X: NDArray[Any], weight: Floats, sizes: tuple[int, ...] | None
     ) -> tuple[tuple[BatchNormLayer, ...], NDArray[Any], Head]:
         """Hidden layers, their output and the head on it."""
-        automatic = sizes is None and self.feature_extractor is None
         candidates = [sizes or ()]
-        if automatic:
-            candidates += [(width * len(X),) for width in _WIDTHS_PER_ROW]
+        if sizes is None and self.feature_extractor is None:
+            candidates.append((_automatic_width(len(X)),))
+            # The rank of a tall X is not worth computing.
+            candidates = candidates[X.shape[1] < len(X) - 1 :]
         for candidate in candidates:
             rng = check_random_state(self.random_state)
-            hidden, out = [], X
+            # Random features of rows close to one another differ in digits that float32 does not have.
+            hidden, out = [], X.astype(np.float64) if candidate else X
             for width in candidate:
                 hidden.append(random_layer(out, width, rng, weight))
                 out = hidden[-1].forward(out)
@@ -141,8 +146,8 @@ class ClosedFormEstimator(NetworkEstimator):
         return (
             f"The {n_features} features of {source} have rank {error.rank}{centred}, while rank "
             f"{error.required} is required for the closed form on {n_rows} distinct rows. {remedy}: "
-            f"a width of at least {error.required} is necessary, and {_WIDTHS_PER_ROW[0] * n_rows} is what "
-            f"hidden_layer_sizes='auto' would try first. {self._certified} needs no such condition."
+            f"a width of at least {error.required} is necessary, and {_automatic_width(n_rows)} is what "
+            f"hidden_layer_sizes='auto' uses. {self._certified} needs no such condition."
         )
 
     def _warn_inexact(self, dtype: np.dtype) -> None:
@@ -161,6 +166,10 @@ class ClosedFormEstimator(NetworkEstimator):
         check_is_fitted(self)
         validate_data(self, X, skip_check_array=True, reset=False)
         return np.asarray(self.network_.forward(X))
+
+
+def _automatic_width(n_rows: int) -> int:
+    return min(_WIDTH_PER_ROW * n_rows, max(_MIN_WIDTH_PER_ROW * n_rows, _MAX_ENTRIES // n_rows))
 
 
 def _one_row_per_point(

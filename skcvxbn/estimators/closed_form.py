@@ -43,9 +43,9 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
         neuron has a shift of its own. With several outputs it needs ``bn_position="after"``.
     hidden_layer_sizes : array-like of int or "auto", default="auto"
         Widths of hidden batch-norm ReLU layers of random weights before the last two layers. "auto" adds
-        none where the features span :math:`R^n` as they are, and otherwise one layer, four or, if that
-        is not enough, sixteen times as wide as there are distinct rows; none after a `feature_extractor`.
-        ``()`` adds none. `hidden_layer_sizes_` states what was used.
+        none where the features span :math:`R^n` as they are, and otherwise one layer, eight times as wide
+        as there are distinct rows (twice, when there are many); none after a `feature_extractor`. ``()``
+        adds none. `hidden_layer_sizes_` states what was used.
     feature_extractor : object, default=None
         What comes before these layers: a fitted scikit-learn transformer, or a `torch.nn.Module`, run in
         evaluation mode in batches on the device of its parameters, its outputs flattened. It is neither
@@ -112,6 +112,7 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
 
     A random layer draws weights from a normal distribution, in units of the standard deviation of each
     input, with a batch-norm scale of one and shifts that put the kinks of the neurons at training rows.
+    Networks with such layers are float64, whatever the dtype of `X`.
 
     References
     ----------
@@ -225,9 +226,9 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         ``bn_position="after"``.
     hidden_layer_sizes : array-like of int or "auto", default="auto"
         Widths of hidden batch-norm ReLU layers of random weights before the last two layers. "auto" adds
-        none where the features span :math:`R^n` as they are, and otherwise one layer, four or, if that
-        is not enough, sixteen times as wide as there are distinct rows; none after a `feature_extractor`.
-        ``()`` adds none. `hidden_layer_sizes_` states what was used.
+        none where the features span :math:`R^n` as they are, and otherwise one layer, eight times as wide
+        as there are distinct rows (twice, when there are many); none after a `feature_extractor`. ``()``
+        adds none. `hidden_layer_sizes_` states what was used.
     feature_extractor : object, default=None
         What comes before these layers: a fitted scikit-learn transformer, or a `torch.nn.Module`, run in
         evaluation mode in batches on the device of its parameters, its outputs flattened. It is neither
@@ -295,7 +296,7 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
     >>> X_train, X_test, y_train, y_test = train_test_split(X, y, train_size=300, random_state=0)
     >>> model = ClosedFormBNClassifier(random_state=0).fit(X_train, y_train)
     >>> model.n_neurons_, model.hidden_layer_sizes_
-    (10, (1200,))
+    (10, (2400,))
     >>> model.score(X_test, y_test) > 0.9
     True
     """
