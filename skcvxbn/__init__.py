@@ -10,12 +10,13 @@ from skcvxbn.estimators import (
     ConvexBNRegressor,
     SVDTruncation,
 )
-from skcvxbn.network import BatchNormNetwork
+from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
 from skcvxbn.path import beta_max
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNormAfterReLUNetwork",
     "BatchNormNetwork",
     "ClosedFormBNClassifier",
     "ClosedFormBNNet",

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
 from skcvxbn.interpolation import minimum_norm_solution, product, scaled_rows
-from skcvxbn.network import BatchNormNetwork
+from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
 
 Floats = NDArray[np.float64]
 
@@ -282,7 +282,7 @@ def interpolating_head(
     variance[variance == 0] = 1.0
     put = root[:, None] * (H / np.sqrt(variance) * gamma + alpha) / root_n
     balance = np.sqrt(optimum.size)
-    network = BatchNormNetwork(
+    network = (BatchNormNetwork if before else BatchNormAfterReLUNetwork)(
         hidden_weights=W,
         running_mean=(shift + mean @ W).astype(X.dtype),
         running_var=variance.astype(X.dtype),
@@ -290,7 +290,6 @@ def interpolating_head(
         bn_bias=(alpha * balance / root_n).astype(X.dtype),
         output_weights=(balance[:, None] * optimum.output).astype(X.dtype),
         intercept=optimum.bias.astype(X.dtype),
-        bn_position=optimum.bn_position,
     )
     residual = np.linalg.norm(put - optimum.hidden, axis=0).max(initial=0.0)
     return Head(network, len(X) - before, float(residual))

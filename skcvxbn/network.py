@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,10 +22,6 @@ class BatchNormNetwork:
 
     ``relu((h - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
 
-    or, with batch normalization after the ReLU (`bn_position`),
-
-    ``((relu(h) - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
-
     The running statistics are those of the training set, so every row is predicted by itself.
 
     Parameters
@@ -34,8 +30,7 @@ class BatchNormNetwork:
         Weights of the hidden layer, which has no bias: batch normalization would remove it. Their scale is
         arbitrary for the same reason; the estimators choose it so that `running_var` is one.
     running_mean : ndarray of shape (n_neurons,)
-        Mean of what is normalized, ``X @ hidden_weights`` or its positive part, over the (weighted)
-        training rows.
+        Mean of ``X @ hidden_weights`` over the (weighted) training rows.
     running_var : ndarray of shape (n_neurons,)
         Its biased variance (division by n), positive.
     bn_weight : ndarray of shape (n_neurons,)
@@ -47,13 +42,15 @@ class BatchNormNetwork:
         Weights of the output layer.
     intercept : ndarray of shape (n_outputs,)
         Bias of the output layer, zero for the network of the paper.
-    bn_position : {"before", "after"}, default="before"
-        Whether batch normalization comes before or after the ReLU.
 
     Raises
     ------
     ValueError
-        If the shapes do not agree, or `bn_position` is another word.
+        If the shapes do not agree.
+
+    See Also
+    --------
+    BatchNormAfterReLUNetwork : The same with batch normalization after the ReLU.
 
     Examples
     --------
@@ -81,12 +78,10 @@ class BatchNormNetwork:
     bn_bias: NDArray[Any]
     output_weights: NDArray[Any]
     intercept: NDArray[Any]
-    bn_position: str = "before"
+    bn_position: ClassVar[str] = "before"
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not agree."""
-        if self.bn_position not in ("before", "after"):
-            raise ValueError(f"bn_position must be 'before' or 'after'. Got {self.bn_position!r} instead.")
         if np.ndim(self.hidden_weights) != 2 or np.ndim(self.output_weights) != 2:
             raise ValueError(
                 "hidden_weights and output_weights must be 2D arrays. Got arrays of shape "
@@ -167,8 +162,7 @@ class BatchNormNetwork:
         X = np.asarray(X)
         Y = np.asarray(Y, dtype=np.float64).reshape(len(X), len(self.intercept))
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "bn_position"}
-        precise = replace(self, **{name: value.astype(np.float64) for name, value in arrays.items()})
+        precise = replace(self, **{f.name: getattr(self, f.name).astype(np.float64) for f in fields(self)})
         loss = 0.0
         for rows in row_blocks(len(X), max(X.shape)):
             residual = precise.forward(X[rows]) - Y[rows]
@@ -184,9 +178,8 @@ class BatchNormNetwork:
         Returns
         -------
         torch.nn.Sequential
-            ``Linear, BatchNorm1d, ReLU, Linear`` (with `bn_position` "after" ``Linear, ReLU, BatchNorm1d,
-            Linear``) in evaluation mode, on the CPU and in the dtype of the weights; it agrees with
-            `forward` to rounding. The parameters are copies. A network without
+            ``Linear, BatchNorm1d, ReLU, Linear``, or in the order of the subclass, in evaluation mode, on
+            the CPU and in the dtype of the weights; it agrees with `forward` to rounding. The parameters are copies. A network without
             neurons gets one whose weights are zero, because PyTorch warns about empty layers.
 
         Raises
@@ -236,7 +229,30 @@ class BatchNormNetwork:
         zero, one = np.zeros(1, dtype), np.ones(1, dtype)
         hidden = np.zeros((len(self.hidden_weights), 1), dtype)
         output = np.zeros((1, len(self.intercept)), dtype)
-        return BatchNormNetwork(hidden, zero, one, zero, zero, output, self.intercept, self.bn_position)
+        return type(self)(hidden, zero, one, zero, zero, output, self.intercept)
+
+
+class BatchNormAfterReLUNetwork(BatchNormNetwork):
+    r"""A two-layer ReLU network with batch normalization after the ReLU, in evaluation mode.
+
+    With ``h = relu(X @ hidden_weights)`` the output is
+
+    ``((h - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
+
+    The parameters are those of :class:`BatchNormNetwork`; the running statistics are those of ``h``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.network import BatchNormAfterReLUNetwork
+    >>> one, zero = np.ones(1), np.zeros(1)
+    >>> network = BatchNormAfterReLUNetwork(np.eye(1), one, one, 2 * one, zero, np.eye(1), zero)
+    >>> network.forward(np.array([[-5.0], [3.0]]))
+    array([[-2.],
+           [ 4.]])
+    """
+
+    bn_position: ClassVar[str] = "after"
 
 
 def row_blocks(n_rows: int, width: int) -> Iterator[slice]:

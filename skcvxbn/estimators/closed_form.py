@@ -59,7 +59,8 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
     ----------
     network_ : BatchNormNetwork or DeepBatchNormNetwork
         The network, the latter with hidden layers or a feature extractor: the whole chain, its last two
-        layers being ``network_.head``. ``network_.to_torch()`` exports it to PyTorch.
+        layers being ``network_.head``. These are a `BatchNormAfterReLUNetwork` with `bn_position` "after".
+        ``network_.to_torch()`` exports it to PyTorch.
     objective_ : float
         Training objective of the last two layers with the weight decay `beta_`, as
         ``network_.objective`` computes it by a forward pass.
@@ -244,7 +245,8 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         The labels of the training rows of positive weight, sorted.
     network_ : BatchNormNetwork or DeepBatchNormNetwork
         The network, the latter with hidden layers or a feature extractor: the whole chain, its last two
-        layers being ``network_.head``. ``network_.to_torch()`` exports it to PyTorch.
+        layers being ``network_.head``. These are a `BatchNormAfterReLUNetwork` with `bn_position` "after".
+        ``network_.to_torch()`` exports it to PyTorch.
     objective_ : float
         Training objective of the last two layers with the weight decay `beta_`, as
         ``network_.objective`` computes it by a forward pass.
