@@ -103,8 +103,9 @@ def random_layer(
     -----
     The weights of a neuron are Gaussian, in units of the standard deviation of each input. `bn_weight` is
     one. The shift `bn_bias` puts the kink of the neuron at a training row: each row in turn, in random
-    order. With shifts of zero all kinks would pass through the mean of the rows, and rows on one ray from
-    there would have proportional features: on one input the features would have rank two.
+    order; a neuron that would be off at all rows is mirrored. With shifts of zero all kinks would pass
+    through the mean of the rows, and rows on one ray from there would have proportional features: on one
+    input the features would have rank two.
 
     Examples
     --------
@@ -129,8 +130,12 @@ def random_layer(
     variance = share @ np.square(H)
     variance[variance == 0] = 1.0
     order = np.concatenate([rng.permutation(len(X)) for _ in range(-(-width // len(X)))])[:width]
-    bias = -H[order, np.arange(width)] / np.sqrt(variance)
-    statistics = (mean @ weights, variance, np.ones(width), bias)
+    kink = H[order, np.arange(width)]
+    # With its kink at the last row on its side a neuron is off everywhere, up to rounding errors that the
+    # next layer would take for a feature. It looks the other way instead.
+    sign = np.where(kink < H.max(axis=0), 1.0, -1.0)
+    weights *= sign.astype(X.dtype)
+    statistics = (mean @ weights, variance, np.ones(width), -sign * kink / np.sqrt(variance))
     return BatchNormLayer(weights, *(value.astype(X.dtype) for value in statistics))
 
 

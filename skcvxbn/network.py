@@ -179,8 +179,9 @@ class BatchNormNetwork:
         -------
         torch.nn.Sequential
             ``Linear, BatchNorm1d, ReLU, Linear``, or in the order of the subclass, in evaluation mode, on
-            the CPU and in the dtype of the weights; it agrees with `forward` to rounding. The parameters are copies. A network without
-            neurons gets one whose weights are zero, because PyTorch warns about empty layers.
+            the CPU and in the dtype of the weights; it agrees with `forward` to rounding. The parameters
+            are copies. A network without neurons gets one whose weights are zero, because PyTorch warns
+            about empty layers.
 
         Raises
         ------

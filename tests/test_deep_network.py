@@ -51,6 +51,12 @@ def test_every_row_has_kinks_and_units_do_not_matter():
     assert_allclose(rescaled.forward(X * [8.0, 0.5, 2.0]), layer.forward(X), atol=1e-10)
 
 
+def test_no_neuron_is_off_at_every_row():
+    X = np.arange(8.0)[:, None] / 7
+    out = random_layer(X, 200, np.random.RandomState(0), np.ones(8)).forward(X)
+    assert out.max(axis=0).min() > 0.1
+
+
 def test_constant_features_are_ignored():
     X = np.column_stack([np.full(12, 0.1), data()[:, 0]])
     layer = random_layer(X, 5, np.random.RandomState(0), np.ones(12))
