@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 # Gram matrix of rows of lower rank has one below n_rows * eps); in float32 refinement decides as well.
 _SMALLEST_RCOND = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 4e-6}
 _MAX_REFINEMENTS = 10
-# Relative residual at which refinement stops.
-_ACCURATE = 1e-12
+# Relative residual at which refinement stops: the objective of K neurons is then right to sqrt(K) times that.
+_ACCURATE = 1e-11
 # Binary exponent beyond which squares may leave the range of float32.
 _LARGE_EXPONENT = 40
 
@@ -151,7 +151,7 @@ def _refined(
         W, error = better, smaller
         if stalled:
             break
-    return W, bool(error <= 1e2 * _ACCURATE)
+    return W, bool(error <= 10 * _ACCURATE)
 
 
 def _by_singular_values(

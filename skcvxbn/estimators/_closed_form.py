@@ -75,13 +75,12 @@ class ClosedFormEstimator(NetworkEstimator):
 
     def _train(self, features: NDArray[Any], Y: Floats, weight: Floats, *, single_output: bool) -> None:
         """Write down the last two layers on features of rows of positive weight."""
-        sizes = self._checked_sizes()
         X, Y, weight, within = _one_row_per_point(features, Y, weight)
         variant: dict[str, Any] = {"fit_intercept": self.fit_intercept, "bn_position": self.bn_position}
         beta_max = closed_form_beta_max(Y, weight, **variant)
         beta = float(self.beta_ratio * beta_max if self.beta is None else self.beta)
         optimum = optimal_layers(Y, beta, weight, **variant)
-        hidden, X, head = self._layers(optimum, X, weight, sizes)
+        hidden, X, head = self._layers(optimum, X, weight)
 
         network: Any = head.network
         if hidden or self.feature_extractor is not None:
@@ -102,11 +101,12 @@ class ClosedFormEstimator(NetworkEstimator):
             self._warn_inexact(X.dtype)
 
     def _layers(
-        self, optimum: OptimalLayers, X: NDArray[Any], weight: Floats, sizes: tuple[int, ...] | None
+        self, optimum: OptimalLayers, X: NDArray[Any], weight: Floats
     ) -> tuple[tuple[BatchNormLayer, ...], NDArray[Any], Head]:
         """Hidden layers, their output and the head on it."""
-        candidates = [sizes or ()]
-        if sizes is None and self.feature_extractor is None:
+        automatic = isinstance(self.hidden_layer_sizes, str)
+        candidates = [() if automatic else tuple(int(size) for size in self.hidden_layer_sizes)]
+        if automatic and self.feature_extractor is None:
             candidates.append((_automatic_width(len(X)),))
             # The rank of a tall X is not worth computing.
             candidates = candidates[X.shape[1] < len(X) - 1 :]
@@ -123,17 +123,15 @@ class ClosedFormEstimator(NetworkEstimator):
                 found = error
         raise ValueError(self._rank_message(found, out.shape[1], len(X), hidden)) from found
 
-    def _checked_sizes(self) -> tuple[int, ...] | None:
-        """Hidden layers asked for; None leaves them to the data."""
+    def _check_sizes(self) -> None:
+        """Refuse widths that are not positive integers."""
         if isinstance(self.hidden_layer_sizes, str):
-            return None
-        sizes = list(self.hidden_layer_sizes)
-        if not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+            return
+        if not all(isinstance(size, Integral) and int(size) > 0 for size in self.hidden_layer_sizes):
             raise ValueError(
                 "hidden_layer_sizes must hold integers greater than zero. "
                 f"Got {self.hidden_layer_sizes!r} instead."
             )
-        return tuple(int(size) for size in sizes)
 
     def _rank_message(self, error: RankError, n_features: int, n_rows: int, hidden: list[Any]) -> str:
         centred = " after centring" if self.bn_position == "before" else ""

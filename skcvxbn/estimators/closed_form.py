@@ -168,15 +168,17 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        self._check_sizes()
         with self._unchanged_on_failure():
             if self.feature_extractor is None:
                 numeric: Any = {"multi_output": True, "y_numeric": True, "dtype": [np.float64, np.float32]}
                 X, y = validate_data(self, X, y, ensure_min_samples=2, **numeric)
-            else:
-                X = self._features(X)
             Y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             check_consistent_length(X, Y)
-            X, Y, weight = positive_rows(X, Y, check_sample_weight(sample_weight, X))
+            weight = check_sample_weight(sample_weight, Y)
+            if self.feature_extractor is not None:
+                X = self._features(X)
+            X, Y, weight = positive_rows(X, Y, weight)
             single_output = Y.ndim == 1
             self._train(X, Y.reshape(len(Y), -1), weight, single_output=single_output)
             self._single_output = single_output
@@ -336,15 +338,17 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        self._check_sizes()
         with self._unchanged_on_failure():
             if self.feature_extractor is None:
                 X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
-            else:
-                X = self._features(X)
             y = column_or_1d(y, warn=True)
             check_consistent_length(X, y)
             check_classification_targets(y)
-            X, y, weight = positive_rows(X, y, check_sample_weight(sample_weight, X))
+            weight = check_sample_weight(sample_weight, y)
+            if self.feature_extractor is not None:
+                X = self._features(X)
+            X, y, weight = positive_rows(X, y, weight)
             self.classes_, codes = np.unique(y, return_inverse=True)
             n_classes = len(self.classes_)
             if n_classes < 2:
