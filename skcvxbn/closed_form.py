@@ -202,8 +202,8 @@ class Head:
     rank : int
         Rank of the features: of the centred ones with batch normalization before the ReLU.
     residual : float
-        Largest distance, over the neurons, between what the network and what the optimum puts on the rows,
-        relative to the latter. Zero up to rounding.
+        Distance between the outputs of the network and of the optimum on the rows, relative to the latter:
+        rounding.
     """
 
     network: BatchNormNetwork
@@ -280,7 +280,6 @@ def interpolating_head(
     H -= shift
     variance = (weight @ np.square(H)) / root_n**2
     variance[variance == 0] = 1.0
-    put = root[:, None] * (H / np.sqrt(variance) * gamma + alpha) / root_n
     balance = np.sqrt(optimum.size)
     network = (BatchNormNetwork if before else BatchNormAfterReLUNetwork)(
         hidden_weights=W,
@@ -291,8 +290,10 @@ def interpolating_head(
         output_weights=(balance[:, None] * optimum.output).astype(X.dtype),
         intercept=optimum.bias.astype(X.dtype),
     )
-    residual = np.linalg.norm(put - optimum.hidden, axis=0).max(initial=0.0)
-    return Head(network, len(X) - before, float(residual))
+    optimal = (optimum.hidden * optimum.size) @ optimum.output
+    miss = root[:, None] * (network.forward(X) - optimum.bias) - optimal
+    residual = float(np.linalg.norm(miss)) / (float(np.linalg.norm(optimal)) or 1.0)
+    return Head(network, len(X) - before, residual)
 
 
 def _as_targets(

@@ -150,8 +150,8 @@ class ClosedFormEstimator(NetworkEstimator):
 
     def _warn_inexact(self, dtype: np.dtype) -> None:
         warnings.warn(
-            f"The features are so ill-conditioned that with {dtype} the neurons miss what "
-            f"they should put on the training rows by {self.residual_:.1e}, relatively. The objective "
+            f"The features are so ill-conditioned, or so far from zero, that with {dtype} the outputs on the "
+            f"training rows miss those of the formula by {self.residual_:.1e}, relatively. The objective "
             f"is that of the network as it is, {self.dual_gap_:.1e} above the optimum. To come closer, "
             "standardise the features, use float64, or choose another width in hidden_layer_sizes.",
             ConvergenceWarning,

@@ -83,7 +83,7 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
     rank_ : int
         Rank of the features of the last two layers: of the centred ones with `bn_position` "before".
     residual_ : float
-        How far the neurons are from what the formula puts on the training rows, relatively: rounding.
+        How far, relatively, the outputs on the training rows are from those of the formula: rounding.
     intercept_ : float or ndarray of shape (n_outputs,)
         Output bias: a float for one-dimensional `y`. Zero without `fit_intercept`.
     n_features_in_ : int
@@ -271,7 +271,7 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
     rank_ : int
         Rank of the features of the last two layers: of the centred ones with `bn_position` "before".
     residual_ : float
-        How far the neurons are from what the formula puts on the training rows, relatively: rounding.
+        How far, relatively, the outputs on the training rows are from those of the formula: rounding.
     intercept_ : float or ndarray of shape (n_classes,)
         Output bias: a float for two classes. Zero without `fit_intercept`.
     n_features_in_ : int

@@ -319,12 +319,25 @@ def test_float32_is_kept_and_the_objective_is_right_to_its_digits():
 def test_ill_conditioned_features_warn_and_the_gap_is_stated():
     U = np.linalg.qr(np.random.default_rng(0).standard_normal((14, 14)))[0]
     X, y = U * np.geomspace(1, 1e-12, 14) @ U.T, make_data()[1]
-    with pytest.warns(ConvergenceWarning, match="so ill-conditioned that with float64") as record:
+    with pytest.warns(
+        ConvergenceWarning, match=r"so ill-conditioned, or so far from zero, that with float64"
+    ) as record:
         model = ClosedFormBNNet(0.3).fit(X, y)
     assert record[0].filename == __file__
     assert model.residual_ > 1e-8
     assert_allclose(model.lower_bound_, 0.3 * sum(norms(y)) - 0.09, rtol=1e-12)
     assert_allclose(model.objective_, model.network_.objective(X, y, 0.3), rtol=1e-12)
+
+
+def test_features_far_from_zero_keep_the_digits_they_have():
+    X, y = make_data()
+    formula = 0.3 * sum(norms(y)) - 0.09
+    assert_allclose(ClosedFormBNNet(0.3).fit(X + 1e5, y).objective_, formula, rtol=1e-9)
+    with pytest.warns(ConvergenceWarning, match="so far from zero"):
+        model = ClosedFormBNNet(0.3).fit(X + 1e11, y)
+    # Of the sixteen digits of a feature, five are left.
+    assert_allclose(model.objective_, formula, rtol=1e-4)
+    assert model.lower_bound_ <= formula * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-12, 1e12, 1e200])
