@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from skcvxbn.estimators import ConvexBNClassifier, ConvexBNRegressor, SVDTruncation
-from skcvxbn.network import BatchNormNetwork
+from skcvxbn.deep_network import DeepBatchNormNetwork
+from skcvxbn.estimators import (
+    ClosedFormBNClassifier,
+    ClosedFormBNNet,
+    ConvexBNClassifier,
+    ConvexBNRegressor,
+    SVDTruncation,
+)
+from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
 from skcvxbn.path import beta_max
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchNormAfterReLUNetwork",
     "BatchNormNetwork",
+    "ClosedFormBNClassifier",
+    "ClosedFormBNNet",
     "ConvexBNClassifier",
     "ConvexBNRegressor",
+    "DeepBatchNormNetwork",
     "SVDTruncation",
     "__version__",
     "beta_max",

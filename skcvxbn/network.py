@@ -1,10 +1,10 @@
-"""The trained network: two layers, batch normalization before the ReLU, statistics of the training set."""
+"""The trained network: two layers with batch normalization, statistics of the training set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +48,10 @@ class BatchNormNetwork:
     ValueError
         If the shapes do not agree.
 
+    See Also
+    --------
+    BatchNormAfterReLUNetwork : The same with batch normalization after the ReLU.
+
     Examples
     --------
     >>> import numpy as np
@@ -74,6 +78,7 @@ class BatchNormNetwork:
     bn_bias: NDArray[Any]
     output_weights: NDArray[Any]
     intercept: NDArray[Any]
+    bn_position: ClassVar[str] = "before"
 
     def __post_init__(self) -> None:
         """Refuse arrays whose shapes do not agree."""
@@ -113,13 +118,16 @@ class BatchNormNetwork:
         dtype = np.result_type(X.dtype, self.hidden_weights.dtype)
         scale = self.bn_weight / np.sqrt(self.running_var)
         out = np.empty((len(X), len(self.intercept)), dtype=dtype)
-        for rows in _row_blocks(len(X), len(self.bn_weight)):
+        for rows in row_blocks(len(X), len(self.bn_weight)):
             H = X[rows] @ self.hidden_weights
+            if self.bn_position == "after":
+                np.maximum(H, 0, out=H)
             # The mean goes first: folded into the bias it would cancel digits where it is large.
             H -= self.running_mean
             H *= scale
             H += self.bn_bias
-            np.maximum(H, 0, out=H)
+            if self.bn_position == "before":
+                np.maximum(H, 0, out=H)
             np.matmul(H, self.output_weights, out=out[rows])
         out += self.intercept
         return out
@@ -154,9 +162,9 @@ class BatchNormNetwork:
         X = np.asarray(X)
         Y = np.asarray(Y, dtype=np.float64).reshape(len(X), len(self.intercept))
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        precise = BatchNormNetwork(*(getattr(self, f.name).astype(np.float64) for f in fields(self)))
+        precise = replace(self, **{f.name: getattr(self, f.name).astype(np.float64) for f in fields(self)})
         loss = 0.0
-        for rows in _row_blocks(len(X), max(X.shape)):
+        for rows in row_blocks(len(X), max(X.shape)):
             residual = precise.forward(X[rows]) - Y[rows]
             loss += float(weight[rows] @ np.einsum("ij,ij->i", residual, residual))
         normalization = np.vdot(precise.bn_weight, precise.bn_weight)
@@ -170,9 +178,10 @@ class BatchNormNetwork:
         Returns
         -------
         torch.nn.Sequential
-            ``Linear, BatchNorm1d, ReLU, Linear`` in evaluation mode, on the CPU and in the dtype of the
-            weights; it agrees with `forward` to rounding. The parameters are copies. A network without
-            neurons gets one whose weights are zero, because PyTorch warns about empty layers.
+            ``Linear, BatchNorm1d, ReLU, Linear``, or in the order of the subclass, in evaluation mode, on
+            the CPU and in the dtype of the weights; it agrees with `forward` to rounding. The parameters
+            are copies. A network without neurons gets one whose weights are zero, because PyTorch warns
+            about empty layers.
 
         Raises
         ------
@@ -194,19 +203,21 @@ class BatchNormNetwork:
         dtype = torch.from_numpy(self.hidden_weights[:0].copy()).dtype
         # skip_init leaves the global random state of PyTorch alone: nothing is drawn.
         create = torch.nn.utils.skip_init
+        normalization = torch.nn.BatchNorm1d(n_neurons, eps=0.0, dtype=dtype)
+        middle = [normalization, torch.nn.ReLU()]
         module = torch.nn.Sequential(
             create(torch.nn.Linear, n_features, n_neurons, bias=False, dtype=dtype),
-            torch.nn.BatchNorm1d(n_neurons, eps=0.0, dtype=dtype),
-            torch.nn.ReLU(),
+            *(middle if self.bn_position == "before" else reversed(middle)),
             create(torch.nn.Linear, n_neurons, len(self.intercept), dtype=dtype),
         )
+        position = 1 if self.bn_position == "before" else 2
         state = {
             "0.weight": self.hidden_weights.T,
-            "1.weight": self.bn_weight,
-            "1.bias": self.bn_bias,
-            "1.running_mean": self.running_mean,
-            "1.running_var": self.running_var,
-            "1.num_batches_tracked": np.array(1),
+            f"{position}.weight": self.bn_weight,
+            f"{position}.bias": self.bn_bias,
+            f"{position}.running_mean": self.running_mean,
+            f"{position}.running_var": self.running_var,
+            f"{position}.num_batches_tracked": np.array(1),
             "3.weight": self.output_weights.T,
             "3.bias": self.intercept,
         }
@@ -219,9 +230,53 @@ class BatchNormNetwork:
         zero, one = np.zeros(1, dtype), np.ones(1, dtype)
         hidden = np.zeros((len(self.hidden_weights), 1), dtype)
         output = np.zeros((1, len(self.intercept)), dtype)
-        return BatchNormNetwork(hidden, zero, one, zero, zero, output, self.intercept)
+        return type(self)(hidden, zero, one, zero, zero, output, self.intercept)
 
 
-def _row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+class BatchNormAfterReLUNetwork(BatchNormNetwork):
+    r"""A two-layer ReLU network with batch normalization after the ReLU, in evaluation mode.
+
+    With ``h = relu(X @ hidden_weights)`` the output is
+
+    ``((h - running_mean) / sqrt(running_var) * bn_weight + bn_bias) @ output_weights + intercept`` .
+
+    The parameters are those of :class:`BatchNormNetwork`; the running statistics are those of ``h``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.network import BatchNormAfterReLUNetwork
+    >>> one, zero = np.ones(1), np.zeros(1)
+    >>> network = BatchNormAfterReLUNetwork(np.eye(1), one, one, 2 * one, zero, np.eye(1), zero)
+    >>> network.forward(np.array([[-5.0], [3.0]]))
+    array([[-2.],
+           [ 4.]])
+    """
+
+    bn_position: ClassVar[str] = "after"
+
+
+def row_blocks(n_rows: int, width: int) -> Iterator[slice]:
+    """Yield slices of the rows of a matrix such that a block holds a bounded number of entries.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows.
+    width : int
+        Number of columns of the widest matrix that is made from a block.
+
+    Yields
+    ------
+    slice
+        The next rows.
+
+    Examples
+    --------
+    >>> from skcvxbn.network import row_blocks
+    >>> list(row_blocks(3, 5))
+    [slice(0, 838860, None)]
+    """
     step = max(_BLOCK_ENTRIES // max(width, 1), 1)
-    return (slice(start, start + step) for start in range(0, n_rows, step))
+    for start in range(0, n_rows, step):
+        yield slice(start, start + step)

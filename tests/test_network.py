@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn import network as module
-from skcvxbn.network import BatchNormNetwork
+from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
 
 
 def make_network(n_features=4, n_neurons=5, n_outputs=3, seed=0, dtype=np.float64):
@@ -153,3 +153,26 @@ def test_to_torch_without_torch_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match="pip install torch"):
         make_network().to_torch()
+
+
+def test_batch_normalization_after_the_relu_is_another_architecture():
+    before, X = make_network(n_outputs=1), rows()
+    after = BatchNormAfterReLUNetwork(**vars(before))
+    assert (before.bn_position, after.bn_position) == ("before", "after")
+    H = np.maximum(X @ after.hidden_weights, 0)
+    H = (H - after.running_mean) / np.sqrt(after.running_var) * after.bn_weight + after.bn_bias
+    expected = H @ after.output_weights + after.intercept
+    assert_allclose(after.forward(X), expected, rtol=1e-12)
+    penalty = len(X) * (after.bn_weight @ after.bn_weight + after.bn_bias @ after.bn_bias)
+    penalty += np.sum(after.output_weights**2)
+    assert_allclose(after.objective(X, np.zeros(7), 0.3), 0.5 * (np.sum(expected**2) + 0.3 * penalty))
+
+
+@pytest.mark.parametrize("n_neurons", [0, 5])
+def test_to_torch_with_batch_normalization_after_the_relu(n_neurons):
+    torch = pytest.importorskip("torch")
+    network, X = BatchNormAfterReLUNetwork(**vars(make_network(n_neurons=n_neurons))), rows()
+    exported = network.to_torch()
+    assert [type(part).__name__ for part in exported] == ["Linear", "ReLU", "BatchNorm1d", "Linear"]
+    with torch.no_grad():
+        assert_allclose(exported(torch.from_numpy(X)).numpy(), network.forward(X), rtol=1e-12, atol=1e-12)

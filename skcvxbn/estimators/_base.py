@@ -33,7 +33,27 @@ Floats = NDArray[np.float64]
 DEFAULT_BETA_RATIO = 0.01
 
 
-class ConvexBNEstimator(BaseEstimator):
+class NetworkEstimator(BaseEstimator):
+    """Base of the estimators whose `fit` sets `network_`, or nothing."""
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """Leave the estimator as it was, fitted or not, when the block raises."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _forward(self, X: Any) -> NDArray[Any]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self.network_.forward(X)
+
+
+class ConvexBNEstimator(NetworkEstimator):
     """Base of the batch-norm networks trained to a stated gap with the squared error."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -194,22 +214,6 @@ class ConvexBNEstimator(BaseEstimator):
             ConvergenceWarning,
             stacklevel=5,
         )
-
-    @contextmanager
-    def _unchanged_on_failure(self) -> Iterator[None]:
-        """Leave the estimator as it was, fitted or not, when the block raises."""
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
-            raise
-
-    def _forward(self, X: Any) -> NDArray[Any]:
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self.network_.forward(X)
 
 
 def positive_rows(X: NDArray[Any], y: NDArray[Any], weight: Floats) -> tuple[NDArray[Any], ...]:

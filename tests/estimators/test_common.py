@@ -15,9 +15,16 @@ ESTIMATORS = [
 ]
 
 
+def explained_failures(estimator):
+    """Checks that an estimator cannot pass, and why."""
+    if isinstance(estimator, skcvxbn.ClosedFormBNNet):
+        return {"check_regressor_multioutput": "five random targets have no closed form, which is the error"}
+    return {}
+
+
 # The checks fit with five rounds at most, on which a stated gap above the tolerance is to be expected.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks([estimator() for estimator in ESTIMATORS])
+@parametrize_with_checks([estimator() for estimator in ESTIMATORS], expected_failed_checks=explained_failures)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
