@@ -1,0 +1,161 @@
+"""The branch and bound against the enumeration of all arrangements, and the estimator's exact certificate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import lsq_linear
+
+from skcvxbn import certificates
+from skcvxbn.arrangements import enumerate_arrangements
+from skcvxbn.certificates import bound_violation
+from skcvxbn.whitening import whiten
+
+
+def largest_violation(A, R):
+    """Maximise over every arrangement: the longest projection of its gradient on its cone."""
+    largest = 0.0
+    for on in enumerate_arrangements(A).T:
+        cone = np.where(on, 1.0, -1.0)[:, None] * A
+        for v in (R[:, 0], -R[:, 0]):
+            gradient = A.T @ (on * v)
+            if np.linalg.norm(gradient) > largest:
+                multipliers = lsq_linear(cone.T, -gradient, (0, np.inf), method="bvls", tol=1e-14).x
+                largest = max(largest, float(np.linalg.norm(gradient + cone.T @ multipliers)))
+    return largest
+
+
+def rows(kind, n, rank, seed):
+    """Whitened rows and a residual, in one of several positions."""
+    rng = np.random.default_rng([n, rank, seed])
+    X, r = rng.standard_normal((n, rank)), rng.standard_normal(n)
+    weight = np.ones(n)
+    if kind == "duplicate rows":
+        X[n // 2 :] = X[: n - n // 2]
+    elif kind == "ties":
+        # A grid: many rows on common hyperplanes, in opposite pairs.
+        X, r = np.round(X), np.round(r)
+    elif kind == "zero residuals":
+        r[::2] = 0
+    elif kind == "weights":
+        weight = rng.integers(1, 5, n) * 0.5
+    elif kind == "positive residuals":
+        r = np.abs(r)
+    elif kind == "with intercept":
+        r -= r.mean()
+    elif kind == "one large residual":
+        r[0] = 1e6
+    return whiten(X, weight).A, r[:, None]
+
+
+KINDS = (
+    "general position",
+    "duplicate rows",
+    "ties",
+    "zero residuals",
+    "weights",
+    "positive residuals",
+    "with intercept",
+    "one large residual",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "rank"), [(12, 1), (10, 2), (8, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_bound_is_the_maximum_over_all_arrangements(kind, n, rank, seed):
+    A, R = rows(kind, n, rank, seed)
+    truth = largest_violation(A, R)
+    proof = bound_violation(A, R, tol=1e-7)
+    assert proof.closed
+    assert proof.message == ""
+    assert proof.value == pytest.approx(truth, rel=1e-6)
+    assert truth * (1 - 1e-12) <= proof.upper <= truth * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_rank_zero(n):
+    R = np.arange(1.0, n + 1)[:, None] - 2
+    proof = bound_violation(whiten(np.ones((n, 2))).A, R)
+    assert proof.closed
+    assert proof.upper == pytest.approx(abs(R.sum()) / np.sqrt(n), rel=1e-9)
+
+
+def test_the_direction_attains_the_value():
+    A, R = rows("general position", 30, 3, 0)
+    proof = bound_violation(A, R)
+    assert np.linalg.norm(proof.s) == pytest.approx(1)
+    assert proof.u @ R.T @ np.maximum(A @ proof.s, 0) == pytest.approx(proof.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("max_regions", [1, 30, 150])
+def test_a_bound_that_is_not_closed_holds(max_regions):
+    A, R = rows("general position", 40, 3, 0)
+    closed = bound_violation(A, R)
+    proof = bound_violation(A, R, max_regions=max_regions)
+    assert not proof.closed
+    assert "regions" in proof.message
+    assert proof.upper > closed.upper
+    assert proof.value <= closed.value * (1 + 1e-9)
+
+
+def test_no_time():
+    A, R = rows("general position", 40, 3, 0)
+    proof = bound_violation(A, R, max_time=0.0)
+    assert not proof.closed
+    assert "time" in proof.message
+    assert proof.upper >= bound_violation(A, R).value
+
+
+def test_the_bound_holds_at_points_dense_on_the_sphere():
+    A, R = rows("with intercept", 60, 4, 0)
+    proof = bound_violation(A, R, max_regions=3000)
+    S = np.random.default_rng(1).standard_normal((5, 100_000))
+    values = np.abs(R.T @ np.maximum(A @ (S / np.linalg.norm(S, axis=0)), 0))
+    assert values.max() <= proof.value
+    assert proof.value <= proof.upper
+
+
+def test_a_target_is_enough():
+    A, R = rows("general position", 30, 3, 0)
+    closed = bound_violation(A, R)
+    proof = bound_violation(A, R, target=1.3 * closed.value)
+    assert proof.closed
+    assert proof.n_regions < closed.n_regions
+    assert closed.value <= proof.upper <= 1.3 * closed.value * (1 + 1e-9)
+
+
+def test_scaling_the_residual_scales_the_bound():
+    A, R = rows("general position", 15, 2, 0)
+    proof, scaled = bound_violation(A, R), bound_violation(A, 1e-8 * R)
+    assert scaled.upper == pytest.approx(1e-8 * proof.upper, rel=1e-6)
+
+
+def test_no_residual():
+    A, R = rows("general position", 15, 2, 0)
+    proof = bound_violation(A, 0 * R)
+    assert (proof.value, proof.upper, proof.closed) == (0, 0, True)
+
+
+def test_an_interrupted_proof_keeps_its_bound(monkeypatch):
+    A, R = rows("general position", 40, 3, 0)
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = certificates._bisected
+    monkeypatch.setattr(certificates, "_bisected", interrupted)
+    proof = bound_violation(A, R)
+    monkeypatch.undo()
+    assert "interrupted" in proof.message
+    assert proof.upper >= bound_violation(A, R).value
+
+
+def test_several_outputs_are_refused():
+    A, R = rows("general position", 15, 2, 0)
+    with pytest.raises(ValueError, match="one output"):
+        bound_violation(A, np.hstack([R, R]))
