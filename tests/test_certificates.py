@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
+from sklearn.exceptions import ConvergenceWarning
 
-from skcvxbn import certificates
+from skcvxbn import ConvexBNClassifier, ConvexBNRegressor
 from skcvxbn.arrangements import enumerate_arrangements
-from skcvxbn.certificates import bound_violation
+from skcvxbn.certificates import bound_violation, prove, violation
+from skcvxbn.solvers.base import Solution, balanced
 from skcvxbn.whitening import whiten
 
 
@@ -147,8 +149,8 @@ def test_an_interrupted_proof_keeps_its_bound(monkeypatch):
             raise KeyboardInterrupt
         return original(*args)
 
-    original = certificates._bisected
-    monkeypatch.setattr(certificates, "_bisected", interrupted)
+    original = violation._bisected
+    monkeypatch.setattr(violation, "_bisected", interrupted)
     proof = bound_violation(A, R)
     monkeypatch.undo()
     assert "interrupted" in proof.message
@@ -159,3 +161,103 @@ def test_several_outputs_are_refused():
     A, R = rows("general position", 15, 2, 0)
     with pytest.raises(ValueError, match="one output"):
         bound_violation(A, np.hstack([R, R]))
+
+
+ONE_OUTPUT = ("scalar", "scalar with intercept", "rank one", "weights and intercept", "repeated rows")
+
+
+@pytest.mark.parametrize("name", ONE_OUTPUT)
+def test_the_exact_lower_bound_is_below_the_optimum_and_close(cases, name):
+    case, problem = cases[name], cases[name].problem
+    y = problem.Y[:, 0] / np.sqrt(case.weight)
+    model = ConvexBNRegressor(
+        beta=problem.beta, fit_intercept=problem.fit_intercept, certificate="exact", random_state=0
+    ).fit(case.X, y, case.weight)
+    assert model.certificate_ == "exact"
+    # The reference is a feasible point, up to the feasibility tolerance of its solver.
+    assert model.lower_bound_ <= case.reference.objective * (1 + 1e-9)
+    assert model.lower_bound_ >= case.reference.lower_bound * (1 - 1e-4)
+    assert model.dual_gap_ <= 1e-4 * model.objective_
+
+
+def poor_network(problem):
+    """Two random neurons, far from optimal, whose estimate says that they are optimal."""
+    rng = np.random.default_rng(0)
+    S, V = balanced(rng.standard_normal((problem.A.shape[1], 2)), rng.standard_normal((2, 1)))
+    objective = problem.objective(S, V)
+    return Solution(S, V, objective, objective, "estimated", 1, True, "")
+
+
+def test_the_proof_trains_on_with_the_neurons_that_it_finds(cases, options):
+    case = cases["scalar with intercept"]
+    proved = prove(case.problem, poor_network(case.problem), options(tol=1e-4), max_time=60)
+    assert proved.certificate == "exact"
+    assert proved.converged
+    assert proved.message == ""
+    assert proved.objective == pytest.approx(case.reference.objective, rel=1e-4)
+    assert proved.lower_bound <= case.reference.objective * (1 + 1e-9)
+
+
+def test_the_proof_respects_the_largest_number_of_neurons(cases, options):
+    case = cases["scalar with intercept"]
+    network = poor_network(case.problem)
+    proved = prove(case.problem, network, options(tol=1e-4, max_neurons=2), max_time=60)
+    assert not proved.converged
+    assert proved.S.shape[1] == 2
+    assert 0 < proved.lower_bound <= case.reference.objective
+    assert proved.objective == pytest.approx(network.objective)
+
+
+def curved(n, rank, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, rank))
+    return X, np.sin(2 * X[:, 0]) + X[:, -1] ** 2 + 0.1 * rng.standard_normal(n)
+
+
+def test_two_classes_have_one_output():
+    X, y = curved(25, 2)
+    model = ConvexBNClassifier(certificate="exact", random_state=0).fit(X, y > 0)
+    assert model.certificate_ == "exact"
+    assert model.dual_gap_ <= 1e-4 * model.objective_
+
+
+def test_a_proof_that_is_not_closed_warns_and_bounds():
+    X, y = curved(40, 4)
+    proved = ConvexBNRegressor(certificate="exact", certificate_max_time=1e-3, tol=1e-3, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"proof is not closed.*raise certificate_max_time"):
+        proved.fit(X, y)
+    estimated = ConvexBNRegressor(tol=1e-3, random_state=0).fit(X, y)
+    assert proved.certificate_ == "exact"
+    assert 0 <= proved.lower_bound_ < estimated.objective_
+
+
+def test_enumerated_arrangements_are_exact_already():
+    X, y = curved(10, 2)
+    enumerated = ConvexBNRegressor(arrangements="enumerated").fit(X, y)
+    exact = ConvexBNRegressor(arrangements="enumerated", certificate="exact").fit(X, y)
+    assert exact.certificate_ == "exact"
+    assert exact.lower_bound_ == enumerated.lower_bound_
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"certificate": "proved"}, "'certificate' parameter"),
+        ({"certificate": "exact", "certificate_max_time": 0}, "'certificate_max_time' parameter"),
+        ({"certificate": "exact", "arrangements": "sampled"}, "requires arrangements='generated'"),
+    ],
+)
+def test_invalid_parameters(given, message):
+    X, y = curved(10, 2)
+    with pytest.raises(ValueError, match=message):
+        ConvexBNRegressor(**given).fit(X, y)
+
+
+def test_what_cannot_be_proved_is_refused_before_training():
+    X, y = curved(30, 11)
+    model = ConvexBNRegressor(certificate="exact", verbose=1)
+    with pytest.raises(ValueError, match=r"rank 10 at most.*Got rank 11"):
+        model.fit(X, y)
+    with pytest.raises(ValueError, match=r"one output.*Got 2 outputs"):
+        model.fit(X[:, :2], np.column_stack([y, y]))
+    assert not hasattr(model, "network_")
