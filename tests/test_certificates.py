@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from skcvxbn import ConvexBNClassifier, ConvexBNRegressor
 from skcvxbn.arrangements import enumerate_arrangements
 from skcvxbn.certificates import bound_violation, prove, violation
+from skcvxbn.certificates import proof as proof_module
 from skcvxbn.solvers.base import Solution, balanced
 from skcvxbn.whitening import whiten
 
@@ -261,3 +262,24 @@ def test_what_cannot_be_proved_is_refused_before_training():
     with pytest.raises(ValueError, match=r"one output.*Got 2 outputs"):
         model.fit(X[:, :2], np.column_stack([y, y]))
     assert not hasattr(model, "network_")
+
+
+def test_an_interrupt_during_the_proof_keeps_the_network(monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    X, y = curved(25, 2)
+    monkeypatch.setattr(proof_module, "bound_violation", interrupted)
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        model = ConvexBNRegressor(certificate="exact", random_state=0).fit(X, y)
+    assert (model.certificate_, model.lower_bound_) == ("exact", 0)
+    assert model.score(X, y) > 0.9
+
+
+def test_single_precision():
+    X, y = curved(25, 2)
+    model = ConvexBNRegressor(certificate="exact", tol=1e-3, random_state=0).fit(X.astype(np.float32), y)
+    assert model.network_.hidden_weights.dtype == np.float32
+    double = ConvexBNRegressor(certificate="exact", tol=1e-3, random_state=0).fit(X, y)
+    assert model.lower_bound_ <= double.objective_
+    assert double.lower_bound_ <= model.objective_

@@ -17,6 +17,7 @@ from skcvxbn.solvers.search import QUICK, Candidates, random_starts, search
 # Networks that are proved, at most: every one but the first holds a neuron that the search had missed.
 _ATTEMPTS = 20
 _NEWCOMERS = 96
+_NOT_CLOSED = "the proof is not closed"
 # Share of the size of the largest neuron below which one is left out.
 _NEGLIGIBLE = 1e-5
 
@@ -49,24 +50,27 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
     problem = replace(problem, A=problem.A.astype(np.float64), Y=problem.Y.astype(np.float64))
     newest = best = Neurons.of_network(problem, solution.S, solution.V, 0.0)
     lower_bound, message = 0.0, ""
-    for attempt in range(1, _ATTEMPTS + 1):
-        R = problem.residual(newest.S, newest.U)
-        target = _sufficient(problem, R, best.objective * (1 - 0.9 * options.tol))
-        remaining = max(deadline - time.monotonic(), 0.0)
-        proof = bound_violation(
-            problem.A, R, S=newest.S, target=target, tol=0.1 * options.tol, max_time=remaining
-        )
-        lower_bound = max(lower_bound, problem.dual_bound(R, proof.upper))
-        message = "" if proof.closed else f"the proof is not closed: {proof.message}"
-        if options.verbose:
-            gap = 1 - lower_bound / best.objective
-            print(f"proof {attempt:3d}  gap {gap:.1e}  regions {proof.n_regions}  {message}", flush=True)
-        full = options.max_neurons is not None and len(newest) >= options.max_neurons
-        if not proof.closed or proof.value <= target or full or attempt == _ATTEMPTS:
-            break
-        newest = _with_newcomers(problem, newest, R, proof, options)
-        if newest.objective < best.objective:
-            best = newest
+    try:
+        for attempt in range(1, _ATTEMPTS + 1):
+            R = problem.residual(newest.S, newest.U)
+            target = _sufficient(problem, R, best.objective * (1 - 0.9 * options.tol))
+            remaining = max(deadline - time.monotonic(), 0.0)
+            proof = bound_violation(
+                problem.A, R, S=newest.S, target=target, tol=0.1 * options.tol, max_time=remaining
+            )
+            lower_bound = max(lower_bound, problem.dual_bound(R, proof.upper))
+            message = "" if proof.closed else f"{_NOT_CLOSED}: {proof.message}"
+            if options.verbose:
+                gap = 1 - lower_bound / best.objective
+                print(f"proof {attempt:3d}  gap {gap:.1e}  regions {proof.n_regions}  {message}", flush=True)
+            full = options.max_neurons is not None and len(newest) >= options.max_neurons
+            if not proof.closed or proof.value <= target or full or attempt == _ATTEMPTS:
+                break
+            newest = _with_newcomers(problem, newest, R, proof, options)
+            if newest.objective < best.objective:
+                best = newest
+    except KeyboardInterrupt:
+        message = f"{_NOT_CLOSED}: it was interrupted"
     S, V = balanced(best.S, best.U)
     lower_bound = min(lower_bound, best.objective)
     converged = best.objective - lower_bound <= options.tol * best.objective
