@@ -75,9 +75,9 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     certificate : {"estimated", "exact"}, default="estimated"
         Where `lower_bound_` comes from when `arrangements` is "generated". "estimated": from a search, which
         may miss the neuron that would lower the objective most. "exact": from a proof, by branch and bound
-        over all directions of a neuron, after training. It is for one output and data of small rank: seconds
-        up to rank 4, minutes at rank 6 or 7, out of reach from there; at most 10. A larger `tol` makes it
-        cheaper.
+        over all directions of a neuron, after training. It is for one output and data of small rank (10 at
+        most): seconds for 100 rows of rank 4 or 400 of rank 2, a minute and more from rank 6 or
+        for 400 rows of rank 4. A larger `tol` makes it cheaper.
     certificate_max_time : float, default=60.0
         Seconds for the proof. If it is not closed by then, `lower_bound_` is what it has proved so far, and a
         ConvergenceWarning says so.
