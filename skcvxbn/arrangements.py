@@ -240,7 +240,7 @@ def enumerate_arrangements(A: ArrayLike, *, max_arrangements: int = 100_000) -> 
     nonzero = np.flatnonzero(lengths > 0)
     if nonzero.size == 0:
         return np.ones((n, 1), dtype=bool)
-    normals, group, opposite = _distinct_hyperplanes(_unit(rows[nonzero] / lengths[nonzero, None]))
+    normals, group, opposite = distinct_hyperplanes(_unit(rows[nonzero] / lengths[nonzero, None]))
     normals = _in_row_space(normals)
     count = count_arrangements(*normals.shape)
     if count > max_arrangements:
@@ -274,7 +274,7 @@ def _half_cells(normals: Floats, dimension: int) -> Floats:
         # Once more: for nearly parallel hyperplanes the first projection is all rounding along the normal.
         restricted = _unit(restricted - np.outer(restricted @ normal, normal))
         if dimension > 3:
-            restricted = _distinct_hyperplanes(restricted)[0]
+            restricted = distinct_hyperplanes(restricted)[0]
         on_hyperplane = _half_cells(restricted, dimension - 1)
         # Half the distance to the earlier hyperplanes, to either side: two balls that touch none of them.
         step = 0.5 * np.abs(on_hyperplane @ earlier.T).min(axis=1)[:, None] * normal
@@ -332,7 +332,7 @@ def _half_cells_in_plane(normals: Floats) -> Floats:
     return np.column_stack([np.cos(middle), np.sin(middle)]) @ basis
 
 
-def _distinct_hyperplanes(normals: Floats) -> tuple[Floats, NDArray[np.intp], Patterns]:
+def distinct_hyperplanes(normals: Floats) -> tuple[Floats, NDArray[np.intp], Patterns]:
     """Merge unit normals (n, r) equal up to sign.
 
     Returns

@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
+from skcvxbn.certificates import prove
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.path import largest_beta
 from skcvxbn.recovery import network_to_whitened, recover_network
@@ -28,6 +29,9 @@ from skcvxbn.solvers import Options, Problem, Solution, solve
 from skcvxbn.whitening import Whitening, whiten
 
 Floats = NDArray[np.float64]
+
+# Proofs of rank 8 and more end with bounds that say little, whatever the time (docs/certificate.md).
+_LARGEST_PROVABLE_RANK = 10
 
 # Weight decay as a share of the one that leaves no neuron, when the user chooses none.
 DEFAULT_BETA_RATIO = 0.01
@@ -68,6 +72,8 @@ class ConvexBNEstimator(NetworkEstimator):
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "max_time": [Interval(Real, 0.0, None, closed="neither"), None],
         "search_starts": [Interval(Integral, 1, None, closed="left")],
+        "certificate": [StrOptions({"estimated", "exact"})],
+        "certificate_max_time": [Interval(Real, 0.0, None, closed="neither")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -87,6 +93,8 @@ class ConvexBNEstimator(NetworkEstimator):
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 128,
+        certificate: str = "estimated",
+        certificate_max_time: float = 60.0,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -102,6 +110,8 @@ class ConvexBNEstimator(NetworkEstimator):
         self.max_iter = max_iter
         self.max_time = max_time
         self.search_starts = search_starts
+        self.certificate = certificate
+        self.certificate_max_time = certificate_max_time
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -123,14 +133,18 @@ class ConvexBNEstimator(NetworkEstimator):
         beta_max = largest_beta(whitening.A, problem.target)
         problem = replace(problem, beta=float(self.beta_ratio * beta_max if self.beta is None else self.beta))
 
+        self._check_provable(whitening.rank, Y.shape[1])
+        options = self._options(rng, deadline)
         solution = solve(
             problem,
-            self._options(rng, deadline),
+            options,
             solver=self.solver,
             patterns=patterns,
             complete=isinstance(self.arrangements, str) and self.arrangements == "enumerated",
             start=self._start(whitening, Y.shape[1]),
         )
+        if self.certificate == "exact" and solution.certificate != "exact":
+            solution = prove(problem, solution, options, max_time=self.certificate_max_time)
         network = recover_network(solution, whitening, Y_weighted, self.fit_intercept)
         network = replace(network, intercept=(network.intercept + mean).astype(whitening.A.dtype))
 
@@ -159,6 +173,28 @@ class ConvexBNEstimator(NetworkEstimator):
                 "solver='cvxpy' solves the convex program over given arrangements: it requires "
                 "arrangements='sampled', arrangements='enumerated' or an array of gate vectors of shape "
                 "(n_features, n_arrangements). Got arrangements='generated' instead."
+            )
+
+    def _check_provable(self, rank: int, n_outputs: int) -> None:
+        """Refuse a proof that is impossible or hopeless, before any training."""
+        enumerates = isinstance(self.arrangements, str) and self.arrangements == "enumerated"
+        if self.certificate != "exact" or (enumerates and n_outputs == 1):
+            return
+        if n_outputs > 1:
+            raise ValueError(
+                "certificate='exact' is for one output (one target, or two classes). Got "
+                f"{n_outputs} outputs instead; use certificate='estimated'."
+            )
+        if not self._generates:
+            raise ValueError(
+                "certificate='exact' is a proof over all arrangements: it requires arrangements='generated' "
+                "or 'enumerated'. Over sampled or given arrangements the bound is 'restricted'."
+            )
+        if rank > _LARGEST_PROVABLE_RANK:
+            raise ValueError(
+                f"certificate='exact' is for data of rank {_LARGEST_PROVABLE_RANK} at most, since its time "
+                f"grows exponentially with the rank. Got rank {rank} instead; keep fewer directions of the "
+                "data with SVDTruncation, or use certificate='estimated'."
             )
 
     def _patterns_of_rows(
@@ -199,6 +235,8 @@ class ConvexBNEstimator(NetworkEstimator):
             remedies = ["raise max_iter or tol"]
         elif "max_time" in solution.message:
             remedies = ["raise max_time or tol"]
+        elif "proof is not closed" in solution.message:
+            remedies = ["raise certificate_max_time or tol"]
         else:
             remedies = ["raise tol"]
         remedies.append("choose a larger beta")

@@ -72,6 +72,15 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         Random starting points of the last search for neurons that would lower the objective, on which
         `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound
         more reliable.
+    certificate : {"estimated", "exact"}, default="estimated"
+        Where `lower_bound_` comes from when `arrangements` is "generated". "estimated": from a search, which
+        may miss the neuron that would lower the objective most. "exact": from a proof, by branch and bound
+        over all directions of a neuron, after training. It is for one output and data of small rank (10 at
+        most): seconds for 100 rows of rank 4 or 400 of rank 2, a minute and more from rank 6 or
+        for 400 rows of rank 4. A larger `tol` makes it cheaper.
+    certificate_max_time : float, default=60.0
+        Seconds for the proof. If it is not closed by then, `lower_bound_` is what it has proved so far, and a
+        ConvergenceWarning says so.
     warm_start : bool, default=False
         Whether to start from the network of the previous call to `fit`, if the data have as many features
         and outputs. It saves time along a path of `beta`; it does not change what is being solved.
