@@ -92,7 +92,7 @@ class ConvexBNEstimator(NetworkEstimator):
         tol: float = 1e-4,
         max_iter: int = 20,
         max_time: float | None = None,
-        search_starts: int = 128,
+        search_starts: int = 512,
         certificate: str = "estimated",
         certificate_max_time: float = 60.0,
         warm_start: bool = False,

@@ -68,7 +68,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     max_time : float, default=None
         Seconds after which training stops with the best network so far and a ConvergenceWarning. None sets
         no limit. An interrupt from the keyboard ends training in the same way.
-    search_starts : int, default=128
+    search_starts : int, default=512
         Random starting points of the last search for neurons that would lower the objective, on which
         `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound
         more reliable.
