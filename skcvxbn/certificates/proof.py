@@ -43,7 +43,20 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
     Returns
     -------
     Solution
-        Certificate "exact".
+        Certificate "exact". Its message says why the gap is above the tolerance, if it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.certificates import prove
+    >>> from skcvxbn.solvers import Options, Problem, solve
+    >>> from skcvxbn.whitening import whiten
+    >>> X = np.linspace(-1, 1, 21)[:, None]
+    >>> problem = Problem(whiten(X).A, np.abs(X), 0.01, True)
+    >>> options = Options(1e-4, 20, None, 64, np.random.RandomState(0))
+    >>> solution = prove(problem, solve(problem, options), options, max_time=10)
+    >>> solution.certificate, solution.objective - solution.lower_bound <= 1e-4 * solution.objective
+    ('exact', True)
     """
     deadline = time.monotonic() + max_time
     # In double precision, whatever the network was trained in.

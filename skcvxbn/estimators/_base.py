@@ -231,12 +231,12 @@ class ConvexBNEstimator(NetworkEstimator):
 
     def _warn_not_converged(self, solution: Solution) -> None:
         relative_gap = self.dual_gap_ / self.objective_ if self.objective_ > 0 else 0.0
-        if solution.n_iter >= self.max_iter:
+        if "proof is not closed" in solution.message:
+            remedies = ["raise certificate_max_time or tol"]
+        elif solution.n_iter >= self.max_iter:
             remedies = ["raise max_iter or tol"]
         elif "max_time" in solution.message:
             remedies = ["raise max_time or tol"]
-        elif "proof is not closed" in solution.message:
-            remedies = ["raise certificate_max_time or tol"]
         else:
             remedies = ["raise tol"]
         remedies.append("choose a larger beta")
