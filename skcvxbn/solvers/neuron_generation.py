@@ -26,8 +26,10 @@ from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_ste
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     QUICK,
+    SHARP,
     THOROUGH,
     Candidates,
+    Stages,
     affordable_starts,
     random_starts,
     search,
@@ -37,14 +39,16 @@ from skcvxbn.solvers.search import (
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
 _CHEAP, _AFFORDABLE = 1e8, 1.2e10
 _QUICK_STARTS = 64
-# Batches of random starts, at most, behind the bound that is reported.
-_BATCHES = 3
+# Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
+_BATCHES = (THOROUGH, SHARP, SHARP)
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
 # Widths of the rounded kinks: of the first network, of a round, and where no exact step will follow.
 _FIRST_WIDTHS = (0.5, 0.25, 0.12, 0.06, 0.03)
 _ROUND_WIDTHS = (0.03, 0.008, 0.002)
+# With several outputs and strong regularization wide kinks merge what should stay apart.
+_FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
 _DEAR_STEP = 2e9
@@ -142,6 +146,8 @@ class _Generation:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(len(V)):
                 self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, 1e-4)
+            elif self.several and len(V) < _LARGEST_WIDTH:
+                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, 1e-4)
             else:
                 self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
         else:
@@ -152,7 +158,8 @@ class _Generation:
 
     def _first_size(self) -> int:
         problem = self.problem
-        wanted = 33 / np.sqrt(problem.beta / max(float(np.linalg.norm(problem.target)), 1e-30))
+        strength = problem.beta / max(float(np.linalg.norm(problem.target)), 1e-30)
+        wanted = (66 if self.several else 33) / np.sqrt(strength)
         largest = _DEAREST_STEP / (2 * problem.A.size)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
         return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
@@ -218,7 +225,8 @@ class _Generation:
         if self._is_dear(len(neurons)):
             self._descend(neurons.S, neurons.U, _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS, 1e-5)
         else:
-            self._descend(neurons.S, neurons.U, _ROUND_WIDTHS, _ROUND_STEPS, 1e-5)
+            widths = _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
+            self._descend(neurons.S, neurons.U, widths, _ROUND_STEPS, 1e-5)
 
     def _is_dear(self, n_neurons: int) -> bool:
         return 2.0 * self.problem.A.size * n_neurons > _DEAR_STEP
@@ -255,8 +263,9 @@ class _Generation:
 
     def _search(self) -> None:
         thorough = self.way is _Way.PROGRAM and self.standing_still > 0
+        stages = THOROUGH if thorough else QUICK
         R = self.problem.residual(self.neurons.S, self.neurons.U)
-        self.found = self._searched(R, self.neurons, thorough=thorough)
+        self.found = self._searched(R, self.neurons, stages)
         self._state_gap(R)
 
     def _state_gap(self, R: NDArray) -> None:
@@ -279,14 +288,14 @@ class _Generation:
         """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
         return self.problem.dual_bound(R, largest * (1 + _MARGIN * self.options.tol))
 
-    def _searched(self, R: NDArray, neurons: Neurons, *, thorough: bool) -> Candidates:
+    def _searched(self, R: NDArray, neurons: Neurons, stages: Stages) -> Candidates:
         """Climb from random points and from the most violated of the neurons and of what was last found."""
         options, found = self.options, self.found
         # Single precision finds a maximum to six digits.
         problem = self.single if options.tol >= 1e-5 else self.problem
         A, dtype = problem.A, problem.A.dtype
-        stages = THOROUGH if thorough else QUICK
-        n_starts = min(options.search_starts if thorough else _QUICK_STARTS, affordable_starts(A, stages))
+        wanted = _QUICK_STARTS if stages is QUICK else options.search_starts
+        n_starts = min(wanted, affordable_starts(A, stages))
         S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
         lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
         values = np.linalg.norm(self.problem.hidden(S).T @ R, axis=1) / lengths
@@ -300,9 +309,10 @@ class _Generation:
     def _confirm(self, R: NDArray, neurons: Neurons) -> None:
         """Search from fresh points until a batch of them no longer raises the largest value."""
         largest = 0.0
-        for _ in range(_BATCHES):
-            self.found = self._searched(R, neurons, thorough=True)
-            if self.found.largest <= largest * (1 + 1e-3 * self.options.tol):
+        for number, stages in enumerate(_BATCHES, start=1):
+            self.found = self._searched(R, neurons, stages)
+            raised = self.found.largest > largest * (1 + 1e-3 * self.options.tol)
+            if number > 1 and not raised:
                 break
             largest = self.found.largest
 
