@@ -37,7 +37,9 @@ from skcvxbn.solvers.search import (
 )
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
-_CHEAP, _AFFORDABLE = 1e8, 1.2e10
+_CHEAP, _AFFORDABLE = 2e9, 1.2e10
+# With more neurons than this descent goes first, cheap or not: few would be left by the first turn.
+_FEW = 64
 _QUICK_STARTS = 64
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
 _BATCHES = (THOROUGH, SHARP, SHARP)
@@ -58,7 +60,7 @@ _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
-_NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 1e-3, 1e-5
+_NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 # Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
@@ -152,7 +154,7 @@ class _Generation:
                 self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
-        if self._work() <= _CHEAP:
+        if self._is_cheap():
             self.way = _Way.TURNS
             self.neurons = self.neurons.take(self._significant())
 
@@ -195,6 +197,10 @@ class _Generation:
         n_neurons = len(self.neurons)
         n_new = max(_NEWCOMERS, n_neurons // 2) if self._affordable() else max(16, n_neurons // 10)
         self.neurons = self.neurons.joined(problem, self.found.take(violating[:n_new]))
+
+    def _is_cheap(self) -> bool:
+        few = 0 < int(self._significant().sum()) <= _FEW
+        return few and not self.several and self._work() <= _CHEAP
 
     def _affordable(self) -> bool:
         return self._work() <= _AFFORDABLE
@@ -344,7 +350,7 @@ class _Generation:
 
     def _leave_descent(self, progress: float) -> None:
         if self._affordable():
-            if self._work() <= _CHEAP:
+            if self._is_cheap():
                 self.way = _Way.TURNS
             elif self.n_iter > 1 and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
                 # Turns would cost the diversity of hundreds of neurons; several outputs need them.
