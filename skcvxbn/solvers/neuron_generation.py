@@ -66,7 +66,7 @@ _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
-# With several outputs a gap above this is out of reach once a round gains less than the other.
+# With several outputs and dear steps a gap above this is out of reach once a round gains less than the other.
 _FAR, _FAR_GIVE_UP = 1e-2, 2e-3
 
 
@@ -359,7 +359,8 @@ class _Generation:
                 self.way = _Way.TURNS if self.several else _Way.PROGRAM
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
-        if self.several and self.n_iter > 1 and progress < _FAR_GIVE_UP and self.gap > _FAR:
+        far = self.several and self._work() > _CHEAP and self.gap > _FAR
+        if far and self.n_iter > 1 and progress < _FAR_GIVE_UP:
             self.standing_still = self.patience
 
     def solution(self) -> Solution:
