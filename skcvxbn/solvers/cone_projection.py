@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
+
+from skcvxbn.solvers.output_weights import nonnegative_least_squares
 
 # A row is violated beyond this share of the length of its target.
 _FEASIBLE = 1e-12
@@ -105,11 +106,7 @@ class ConeProjector:
         """Project on the cone of some rows only; of these, return those that hold the projection."""
         orientation = np.where(self._patterns[rows, cone], 1.0, -1.0)
         G = self._A[rows] * orientation[:, None]
-        try:
-            multipliers = optimize.nnls(-G.T, target)[0]
-        except RuntimeError:
-            # The active-set method of older SciPy can cycle.
-            multipliers = optimize.lsq_linear(-G.T, target, (0, np.inf), method="bvls").x
+        multipliers = nonnegative_least_squares(-G.T, target)
         holding = np.flatnonzero(multipliers > 0)
         kept = holding[np.argsort(-multipliers[holding], kind="stable")[: self._rows.shape[1]]]
         self._rows[cone], self._forces[cone] = 0, 0.0

@@ -10,6 +10,7 @@ With one output and known signs this is a problem in nonnegative sizes; otherwis
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +54,32 @@ def nonnegative_sizes(H: NDArray, y: NDArray, beta: float) -> NDArray:
         y = np.concatenate([y, np.zeros(H.shape[1])])
     # With H^T r = beta the linear term is a part of the square.
     shift = np.linalg.lstsq(H.T, np.full(H.shape[1], beta), rcond=None)[0]
+    return nonnegative_least_squares(H, y - shift)
+
+
+def nonnegative_least_squares(M: NDArray, b: NDArray) -> NDArray:
+    """Minimise ``||M x - b||`` over ``x >= 0``.
+
+    Parameters
+    ----------
+    M : ndarray of shape (n_equations, n_unknowns)
+        Matrix.
+    b : ndarray of shape (n_equations,)
+        Right-hand side.
+
+    Returns
+    -------
+    ndarray of shape (n_unknowns,)
+        The minimiser.
+    """
     try:
-        return optimize.nnls(H, y - shift)[0]
-    except RuntimeError:
-        # The active-set method of older SciPy can cycle.
-        return optimize.lsq_linear(H, y - shift, (0, np.inf), method="bvls").x
+        with warnings.catch_warnings():
+            # Older SciPy forms normal equations, and warns where their rounding spoils the result.
+            warnings.simplefilter("error", linalg.LinAlgWarning)
+            return optimize.nnls(M, b)[0]
+    except (RuntimeError, linalg.LinAlgWarning):
+        # Its active-set method can also cycle.
+        return optimize.lsq_linear(M, b, (0, np.inf), method="bvls").x
 
 
 def improved_sizes(gram: NDArray, linear: NDArray, sizes: NDArray) -> NDArray:
