@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from skcvxbn.solvers import cone_projection
+from skcvxbn.solvers import output_weights
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.whitening import whiten
 
@@ -79,6 +79,6 @@ def test_a_solver_that_gives_up_is_replaced(monkeypatch):
     def gives_up(*args, **kwargs):
         raise RuntimeError("maximum number of iterations reached")
 
-    monkeypatch.setattr(cone_projection.optimize, "nnls", gives_up)
+    monkeypatch.setattr(output_weights.optimize, "nnls", gives_up)
     S = ConeProjector(A, patterns).project(targets, np.arange(20))
     np.testing.assert_allclose(S, reference, atol=1e-8)
