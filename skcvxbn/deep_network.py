@@ -118,9 +118,12 @@ def random_layer(
     """
     share = sample_weight / sample_weight.sum()
     mean = share @ X
-    spread = np.sqrt(share @ np.square(X - mean))
+    # In units of the largest entry, whose square could overflow.
+    largest = np.abs(X).max(axis=0)
+    unit = np.where(largest > 0, largest, 1.0)
+    spread = unit * np.sqrt(share @ np.square((X - mean) / unit))
     # A direction of rounding errors is not a direction of the data.
-    varies = spread > 4 * np.finfo(X.dtype).eps * np.abs(X).max(axis=0)
+    varies = spread > 4 * np.finfo(X.dtype).eps * largest
     weights = rng.standard_normal((X.shape[1], width)) / np.sqrt(max(varies.sum(), 1))
     weights *= np.divide(1.0, spread, out=np.zeros_like(spread), where=varies)[:, None]
     weights = weights.astype(X.dtype)

@@ -67,7 +67,7 @@ _STANDSTILL = 0.03
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
 # With several outputs and dear steps a gap above this is out of reach once a round gains less than the other.
-_FAR, _FAR_GIVE_UP = 1e-2, 2e-3
+_FAR, _FAR_GIVE_UP, _FAR_WORK = 1e-2, 2e-3, 5e8
 
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -359,7 +359,7 @@ class _Generation:
                 self.way = _Way.TURNS if self.several else _Way.PROGRAM
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
-        far = self.several and self._work() > _CHEAP and self.gap > _FAR
+        far = self.several and self._work() > _FAR_WORK and self.gap > _FAR
         if far and self.n_iter > 1 and progress < _FAR_GIVE_UP:
             self.standing_still = self.patience
 
@@ -372,6 +372,11 @@ class _Generation:
         lower_bound = self._bound(self.dual.R, self.dual.largest)
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V)
+        # Descent leaves many neurons of a kind; their output directions agree up to rounding only.
+        merged = best.merged()
+        if problem.objective(merged.S, merged.U) <= objective * (1 + 1e-12):
+            S, V = balanced(merged.S, merged.U)
+            objective = problem.objective(S, V)
         idle = 0.5 * float(np.vdot(problem.target, problem.target))
         if objective > (1 - 1e-9) * idle:
             # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.

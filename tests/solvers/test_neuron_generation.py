@@ -140,6 +140,14 @@ def test_no_arrangement_and_output_direction_has_many_neurons(options):
     assert len(solution.V) <= 2 * len(kinds)
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_two_rows_need_few_neurons(n_outputs, options):
+    # Two rows have three arrangements with a neuron switched on.
+    solution = generate_neurons(instance(2, 3, n_outputs), options(1e-4))
+    assert solution.converged
+    assert len(solution.V) <= 6
+
+
 @pytest.mark.parametrize(
     ("n_outputs", "ratio", "gap"), [(1, 1e-2, 1e-3), (1, 1e-4, 1e-3), (3, 1e-2, 1e-3), (3, 1e-4, 1e-2)]
 )
