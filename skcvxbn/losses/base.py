@@ -22,8 +22,8 @@ class Loss(ABC):
 
     It is a sum over rows, :math:`L(F) = \sum_i w_i \ell(f_i, y_i)`, as a function of the weighted output
     ``F``, whose row i is :math:`\sqrt{w_i} f_i`: in these coordinates the data are white whatever the
-    weights. Minus its gradient is the dual variable ``R`` of the network's output, the residual where the error is
-    squared. The dual objective is :math:`-L^*(-R) = \min_F L(F) + \langle R, F \rangle`.
+    weights. Minus its gradient is the dual variable ``R`` of the network's output, the residual where the
+    error is squared. The dual objective is :math:`-L^*(-R) = \min_F L(F) + \langle R, F \rangle`.
 
     Attributes
     ----------
@@ -110,5 +110,11 @@ class Loss(ABC):
         return self.evaluate(F)[1]
 
     def balanced(self, R: Array, direction: Array) -> Array:
-        """Correct a dual point by rounding so that its columns are orthogonal to the bias."""
-        return R - np.outer(direction, direction @ R)
+        """Correct a dual point a little, within the domain, so that its columns are orthogonal to the bias.
+
+        Of the positive and the negative part of a column the larger one is shortened, which stays in any box
+        that holds zero.
+        """
+        up, down = direction @ np.maximum(R, 0), direction @ np.maximum(-R, 0)
+        level, safe = np.minimum(up, down), np.finfo(R.dtype).tiny
+        return R * np.where(R > 0, level / np.maximum(up, safe), level / np.maximum(down, safe))
