@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,25 +17,36 @@ Array = NDArray[Any]
 LossFunction = Callable[[Array, Array], "Loss"]
 
 
+class Box(NamedTuple):
+    """The conjugate of a loss with kinks or linear pieces: a quadratic, on a box.
+
+    The dual objective is ``<R, target> - rounding / 2 ||R||^2`` where ``lower <= R <= upper``.
+    """
+
+    target: Array
+    rounding: float
+    lower: Array
+    upper: Array
+
+
 class Loss(ABC):
     r"""A convex loss, bound to the targets of the training rows.
 
     It is a sum over rows, :math:`L(F) = \sum_i w_i \ell(f_i, y_i)`, as a function of the weighted output
     ``F``, whose row i is :math:`\sqrt{w_i} f_i`: in these coordinates the data are white whatever the
-    weights. Minus its gradient is the dual variable ``R`` of the network's output, the residual where the error is
-    squared. The dual objective is :math:`-L^*(-R) = \min_F L(F) + \langle R, F \rangle`.
+    weights. Minus its gradient is the dual variable ``R`` of the network's output, the residual where the
+    error is squared. The dual objective is :math:`-L^*(-R) = \min_F L(F) + \langle R, F \rangle`.
 
     Attributes
     ----------
     shape : tuple of int
         Of the outputs, (n_samples, n_outputs).
-    box : tuple of ndarray or None
-        Lower and upper bounds of the dual variable, entry by entry, where that is all there is to the domain
-        of the conjugate and some are finite.
+    box : Box or None
+        The conjugate, where it is a quadratic on a box.
     """
 
     shape: tuple[int, int]
-    box: tuple[Array, Array] | None = None
+    box: Box | None = None
 
     @abstractmethod
     def evaluate(self, F: Array) -> tuple[float, Array]:
@@ -108,6 +119,11 @@ class Loss(ABC):
     def dual(self, F: Array) -> Array:
         """Dual point at the outputs `F`."""
         return self.evaluate(F)[1]
+
+    def trusted(self, dF: Array) -> float:
+        """Largest multiple of a move of the outputs over which the loss is close to quadratic."""
+        del dF
+        return np.inf
 
     def balanced(self, R: Array, direction: Array) -> Array:
         """Correct a dual point by rounding so that its columns are orthogonal to the bias."""

@@ -11,7 +11,7 @@ from scipy.special import xlogy
 
 from skcvxbn.losses.base import Loss
 from skcvxbn.losses.curvature import Categorical
-from skcvxbn.losses.logistic import Logistic
+from skcvxbn.losses.logistic import TRUSTED_CHANGE, Logistic
 
 Array = NDArray[Any]
 
@@ -99,12 +99,8 @@ class Softmax(Loss):
             gradient = -(direction @ R).astype(np.float64)
             if np.abs(gradient).max() <= enough:
                 break
-            hessian = (
-                self.curvature(F + column * bias.astype(F.dtype))
-                .along(direction, F.shape[1])
-                .astype(np.float64)
-            )
-            step = -np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]
+            hessian = self.curvature(F + column * bias.astype(F.dtype)).along(direction, len(bias))
+            step = -np.linalg.lstsq(hessian.astype(np.float64), gradient, rcond=1e-12)[0]
             decrease = -float(gradient @ step)
             for halving in range(_HALVINGS):
                 trial = bias + 0.5**halving * step
@@ -125,6 +121,11 @@ class Softmax(Loss):
         P = self._probabilities(F)
         # Gershgorin: the sums of the absolute values in a row of diag(p) - p p^T are 2 p (1 - p).
         return self.scale * self.slope**2 * (2 * P * (1 - P)).max(axis=1, keepdims=True)
+
+    def trusted(self, dF: Array) -> float:
+        """Largest multiple of a move that changes no logit by much."""
+        largest = float(np.abs(self.slope * dF).max(initial=0.0))
+        return TRUSTED_CHANGE / largest if largest > 0 else np.inf
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""
