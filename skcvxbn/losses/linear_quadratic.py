@@ -104,13 +104,15 @@ class LinearQuadratic(Loss):
         rounding = max(self.rounding, _LEAST_ROUNDING)
         column = direction[:, None]
 
-        def slope(bias: Array) -> tuple[Array, Array]:
+        def slope(bias: Array) -> tuple[Array, Array, Array]:
             free = (distance + column * bias) / rounding
             gradient = self._clipped(free)
             inside = free == gradient
-            return direction @ gradient, (direction**2 @ inside) / rounding
+            up, down = direction @ np.maximum(gradient, 0), direction @ np.maximum(-gradient, 0)
+            return up, down, (direction**2 @ inside) / rounding
 
-        return monotone_roots(slope, np.zeros(F.shape[1], F.dtype) if start is None else start)
+        start = np.zeros(F.shape[1], F.dtype) if start is None else start
+        return monotone_roots(slope, start, np.linalg.norm(distance, axis=0))
 
     def balanced(self, R: Array, direction: Array) -> Array:
         """Shorten the positive or the negative part, which stays in any box that holds zero."""

@@ -80,17 +80,19 @@ class Logistic(Loss):
         """Coefficient of the best bias."""
         column = direction[:, None]
 
-        def slope(bias: Array) -> tuple[Array, Array]:
+        def slope(bias: Array) -> tuple[Array, Array, Array]:
             shifted = F + column * bias
-            gradient = -(direction @ self.evaluate(shifted)[1])
-            return gradient, direction**2 @ self.curvature(shifted).weights
+            R = self.dual(shifted)
+            up, down = direction @ np.maximum(-R, 0), direction @ np.maximum(R, 0)
+            return up, down, direction**2 @ self.curvature(shifted).weights
 
-        return monotone_roots(slope, np.zeros(1, F.dtype) if start is None else start)
+        start = np.zeros(1, F.dtype) if start is None else start
+        return monotone_roots(slope, start, np.linalg.norm(np.abs(F) + 1 / np.abs(self.slope), axis=0))
 
     def curvature(self, F: Array) -> Diagonal:
         """Hessian, which is diagonal."""
-        p = expit(self.slope * F)
-        return Diagonal(self.scale * self.slope**2 * p * (1 - p))
+        margin = self.slope * F
+        return Diagonal(self.scale * self.slope**2 * expit(margin) * expit(-margin))
 
     def row_curvature(self, F: Array) -> Array:
         """Curvature of each row."""
