@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from skcvxbn.losses.base import Loss, LossFunction
+from skcvxbn.losses.base import Box, Loss, LossFunction
+from skcvxbn.losses.curvature import Curvature, Diagonal
 from skcvxbn.losses.linear_quadratic import (
     LinearQuadratic,
     absolute_error,
@@ -16,6 +17,9 @@ from skcvxbn.losses.logistic import Logistic
 from skcvxbn.losses.softmax import Softmax, log_loss
 
 __all__ = [
+    "Box",
+    "Curvature",
+    "Diagonal",
     "LinearQuadratic",
     "Logistic",
     "Loss",

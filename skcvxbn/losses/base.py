@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,18 @@ Array = NDArray[Any]
 
 # From targets of shape (n_samples, n_outputs) and the weights of the rows to the loss.
 LossFunction = Callable[[Array, Array], "Loss"]
+
+
+class Box(NamedTuple):
+    """The conjugate of a loss with kinks or linear pieces: a quadratic, on a box.
+
+    The dual objective is ``<R, target> - rounding / 2 ||R||^2`` where ``lower <= R <= upper``.
+    """
+
+    target: Array
+    rounding: float
+    lower: Array
+    upper: Array
 
 
 class Loss(ABC):
@@ -29,13 +41,12 @@ class Loss(ABC):
     ----------
     shape : tuple of int
         Of the outputs, (n_samples, n_outputs).
-    box : tuple of ndarray or None
-        Lower and upper bounds of the dual variable, entry by entry, where that is all there is to the domain
-        of the conjugate and some are finite.
+    box : Box or None
+        The conjugate, where it is a quadratic on a box.
     """
 
     shape: tuple[int, int]
-    box: tuple[Array, Array] | None = None
+    box: Box | None = None
 
     @abstractmethod
     def evaluate(self, F: Array) -> tuple[float, Array]:
@@ -108,6 +119,11 @@ class Loss(ABC):
     def dual(self, F: Array) -> Array:
         """Dual point at the outputs `F`."""
         return self.evaluate(F)[1]
+
+    def trusted(self, dF: Array) -> float:
+        """Largest multiple of a move of the outputs over which the loss is close to quadratic."""
+        del dF
+        return np.inf
 
     def balanced(self, R: Array, direction: Array) -> Array:
         """Correct a dual point a little, within the domain, so that its columns are orthogonal to the bias.

@@ -31,6 +31,15 @@ class Curvature(ABC):
     def along(self, direction: Array, n_outputs: int) -> Array:
         """``E^T W E`` for the columns ``E`` that put `direction` into one output each."""
 
+    @abstractmethod
+    def cross(self, direction: Array, H: Array, U: Array) -> Array:
+        """``E^T W`` times the columns ``h_j u_j^T``, of shape (n_outputs, n_columns)."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """Upper bound of the eigenvalues."""
+
     def __matmul__(self, F: Array) -> Array:
         """``W F``."""
         return self.root(self.root_transposed(F))
@@ -71,6 +80,15 @@ class Diagonal(Curvature):
     def along(self, direction: Array, n_outputs: int) -> Array:
         """``E^T W E``."""
         return np.diag(np.broadcast_to(direction**2 @ self.weights, (n_outputs,)))
+
+    def cross(self, direction: Array, H: Array, U: Array) -> Array:
+        """``E^T W`` times columns."""
+        return ((direction[:, None] * self.weights).T @ H) * U.T
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue."""
+        return float(self.weights.max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -116,3 +134,13 @@ class Categorical(Curvature):
         del n_outputs
         weighted = direction[:, None] ** 2 * self.scale * self.P
         return np.diag(weighted.sum(axis=0)) - weighted.T @ self.P
+
+    def cross(self, direction: Array, H: Array, U: Array) -> Array:
+        """``E^T W`` times columns."""
+        weighted = (direction[:, None] * self.scale * self.P).T
+        return (weighted @ H) * U.T - weighted @ (H * (self.P @ U.T))
+
+    @property
+    def largest(self) -> float:
+        """Upper bound of the eigenvalues."""
+        return float(0.5 * self.scale.max(initial=0.0))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.losses._bias import monotone_roots
-from skcvxbn.losses.base import Loss
+from skcvxbn.losses.base import Box, Loss
 from skcvxbn.losses.curvature import Diagonal
 
 Array = NDArray[Any]
@@ -64,9 +64,11 @@ class LinearQuadratic(Loss):
         return self.target.shape[0], self.target.shape[1]
 
     @property
-    def box(self) -> tuple[Array, Array] | None:  # type: ignore[override]
+    def box(self) -> Box | None:  # type: ignore[override]
         """The box of the dual variable, which is minus the gradient."""
-        return None if self.lower is None or self.upper is None else (-self.upper, -self.lower)
+        if self.lower is None or self.upper is None:
+            return None
+        return Box(self.target, self.rounding, -self.upper, -self.lower)
 
     @cached_property
     def _selection(self) -> float:
@@ -109,7 +111,7 @@ class LinearQuadratic(Loss):
         """Largest multiple in the box."""
         if self.box is None:
             return np.inf
-        lower, upper = self.box
+        lower, upper = self.box.lower, self.box.upper
         with np.errstate(divide="ignore", invalid="ignore"):
             room = np.where(R > 0, upper / R, np.where(R < 0, lower / R, np.inf))
         # Rounding of a bound is not a violation of it.

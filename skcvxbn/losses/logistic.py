@@ -16,6 +16,8 @@ from skcvxbn.losses.curvature import Diagonal
 Array = NDArray[Any]
 
 _LARGEST_CURVATURE = 0.25
+# The curvature of a log loss changes by a factor of e at most over a change of the logits by one.
+TRUSTED_CHANGE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,11 @@ class Logistic(Loss):
     def row_curvature(self, F: Array) -> Array:
         """Curvature of each row."""
         return self.curvature(F).weights
+
+    def trusted(self, dF: Array) -> float:
+        """Largest multiple of a move that changes no logit by much."""
+        largest = float(np.abs(self.slope * dF).max(initial=0.0))
+        return TRUSTED_CHANGE / largest if largest > 0 else np.inf
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""

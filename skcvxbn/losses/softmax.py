@@ -12,7 +12,7 @@ from scipy.special import xlogy
 
 from skcvxbn.losses.base import Loss
 from skcvxbn.losses.curvature import Categorical
-from skcvxbn.losses.logistic import Logistic
+from skcvxbn.losses.logistic import TRUSTED_CHANGE, Logistic
 
 Array = NDArray[Any]
 
@@ -148,6 +148,11 @@ class Softmax(Loss):
         P = self._probabilities(F)
         # Gershgorin: the sums of the absolute values in a row of diag(p) - p p^T are 2 p (1 - p).
         return self.scale * self.slope**2 * (2 * P * (1 - P)).max(axis=1, keepdims=True)
+
+    def trusted(self, dF: Array) -> float:
+        """Largest multiple of a move that changes no logit by much."""
+        largest = float(np.abs(self.slope * dF).max(initial=0.0))
+        return TRUSTED_CHANGE / largest if largest > 0 else np.inf
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""

@@ -62,7 +62,6 @@ KINDS = {
         partial(losses.pinball, quantile=QUANTILE),
         "numbers",
         partial(by_output, metrics.mean_pinball_loss, alpha=QUANTILE),
-        smooth=False,
     ),
     "hinge": Kind(losses.hinge, "signs", hinge_by_output),
     "squared hinge": Kind(losses.squared_hinge, "signs", squared_hinge),
