@@ -159,8 +159,7 @@ def solve_cvxpy(
     program = _Program(
         A, loss.scaled(output, value), beta * (output / value), arrangements, fit_intercept, tol, verbose
     )
-    rng = np.random.default_rng(random_state)
-    C = loss.shape[1]
+    C, rng, lowest = loss.shape[1], np.random.default_rng(random_state), np.inf
     on_somewhere = np.flatnonzero(arrangements.any(axis=0))
     start = np.vstack([np.eye(C), -np.eye(C)])
     index, G = np.repeat(on_somewhere, len(start)), np.tile(start, (on_somewhere.size, 1))
@@ -168,15 +167,19 @@ def solve_cvxpy(
         S, shift, R, status = program.solve(index, G)
         lengths = np.linalg.norm(S, axis=0)
         used = lengths > max(_ZERO_SHARE * lengths.sum(), _ZERO_LENGTH)
-        index, G, S = index[used], G[used], S[:, used]
         if C == 1 or rounds == max_rounds:
             break
         new = list(_violated_pairs(A, R, program.beta * (1 + direction_tol), arrangements, rng))
         if not new:
             break
+        objective = program.network_objective(S, G, shift)
+        # While the objective stays, what is dropped could be found again for ever.
+        if objective < lowest * (1 - direction_tol):
+            lowest, index, G = objective, index[used], G[used]
         index = np.concatenate([index, [i for i, _ in new]])
         G = np.vstack([G, [g for _, g in new]])
     # Once more over the neurons that are used: what the dropped ones carried goes to them.
+    index, G = index[used], G[used]
     S, shift, _, status = program.solve(index, G)
     objective = program.network_objective(S, G, shift)
     lower_bound, dual, bound = _dual_bound(A, program.loss, program.beta, R, arrangements)
@@ -282,8 +285,7 @@ def _in_domain(loss: Loss, R: Floats) -> Floats:
     if isinstance(loss, Softmax):
         P = np.maximum(loss.indicator - R / (loss.scale * loss.slope), 0)
         return loss.scale * loss.slope * (loss.indicator - P / P.sum(axis=1, keepdims=True))
-    assert isinstance(loss, LinearQuadratic)
-    return R if loss.lower is None or loss.upper is None else np.clip(R, -loss.upper, -loss.lower)
+    return R if loss.box is None else np.clip(R, loss.box.lower, loss.box.upper)
 
 
 def _project_on_cone(cone: Floats, target: Floats) -> Floats:
@@ -367,8 +369,8 @@ def _best_multiple(loss: Loss, R: Floats, most: float) -> float:
         most = 2.0
         while negative(most) < negative(most / 2):
             most *= 2
-    inside = minimize_scalar(negative, bounds=(0.0, most), method="bounded", tol=1e-9 * most).x
-    return min((most, float(inside), 0.0), key=negative)
+    found = minimize_scalar(negative, bounds=(0.0, most), method="bounded", options={"xatol": 1e-9 * most})
+    return min((most, float(found.x), 0.0), key=negative)
 
 
 def _semidefinite_bound(M: Floats, cone: Floats) -> float:
@@ -387,12 +389,9 @@ def _semidefinite_bound(M: Floats, cone: Floats) -> float:
     H = cp.Variable((M.shape[0], M.shape[0]), PSD=True)
     nonnegative = cone @ H @ cone.T >= 0
     problem: Any = cp.Problem(cp.Maximize(cp.trace(M @ M.T @ H) / scale), [nonnegative, cp.trace(H) == 1])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            problem.solve(solver=cp.CLARABEL)
-    except cp.SolverError:
-        return float(np.sqrt(scale))
+    with warnings.catch_warnings(), suppress(cp.SolverError):
+        warnings.simplefilter("ignore", UserWarning)
+        problem.solve(solver=cp.CLARABEL)
     if nonnegative.dual_value is None:
         return float(np.sqrt(scale))
     N = np.maximum(nonnegative.dual_value + nonnegative.dual_value.T, 0) / 2 * scale
