@@ -73,6 +73,38 @@ def test_along_the_bias(smooth, sample):
     np.testing.assert_allclose(curvature.along(d, C), E @ matrix(curvature, F.shape) @ E.T, atol=1e-14)
 
 
+def test_across_to_the_bias(smooth, sample):
+    loss, F = smooth
+    rng, d, C = np.random.default_rng(3), sample.direction, F.shape[1]
+    H, U = rng.standard_normal((len(F), 5)), rng.standard_normal((5, C))
+    curvature = loss.curvature(F)
+    E = columns(np.tile(d[:, None], C), np.eye(C))
+    expected = E @ matrix(curvature, F.shape) @ columns(H, U).T
+    np.testing.assert_allclose(curvature.cross(d, H, U), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_the_largest_eigenvalue(smooth):
+    loss, F = smooth
+    curvature = loss.curvature(F)
+    largest = np.linalg.eigvalsh(matrix(curvature, F.shape))[-1]
+    assert largest <= curvature.largest * (1 + 1e-12)
+    if not isinstance(loss, Softmax):
+        assert curvature.largest == pytest.approx(largest, rel=1e-12)
+
+
+def test_a_trusted_move_changes_the_logits_little(sample):
+    loss = sample.loss
+    move = sample.outputs(1, size=30.0)
+    most = loss.trusted(move)
+    if sample.kind.targets in ("one sign", "classes"):
+        # The logits, which are the outputs without weights, may change by two.
+        assert np.abs(most * move / np.sqrt(sample.weight)[:, None]).max() == pytest.approx(2, rel=1e-12)
+        assert loss.scaled(3.0, 5.0).trusted(move / 3) == pytest.approx(most, rel=1e-12)
+    else:
+        assert most == np.inf
+    assert loss.trusted(0 * move) == np.inf
+
+
 def test_row_curvature_is_an_upper_bound_and_near(smooth):
     loss, F = smooth
     W, C = matrix(loss.curvature(F), F.shape), F.shape[1]
