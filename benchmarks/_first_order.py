@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
 
 Network = tuple[NDArray, NDArray]
@@ -55,12 +56,12 @@ def random_network(problem: Problem, width: int, seed: int) -> Network:
     """Balanced random neurons whose output has 0.3 times the size of the target."""
     rng = np.random.default_rng(seed)
     S = rng.standard_normal((problem.A.shape[1], width))
-    V = rng.standard_normal((width, problem.Y.shape[1]))
+    V = rng.standard_normal((width, problem.n_outputs))
     S /= np.linalg.norm(S, axis=0)
     V /= np.linalg.norm(V, axis=1, keepdims=True)
     rows = problem.A[:: max(1, len(problem.A) // 5000)]
     size = np.linalg.norm(np.maximum(rows @ S, 0) @ V) * np.sqrt(len(problem.A) / len(rows))
-    root = np.sqrt(0.3 * np.linalg.norm(problem.Y) / size)
+    root = np.sqrt(0.3 * np.linalg.norm(problem.loss.target) / size)
     return S * root, V * root
 
 
@@ -80,9 +81,9 @@ def adam(
     limit: float = np.inf,
 ) -> Run:
     """Adam in single precision, the step size decreasing like a cosine; `batch` rows a step, or all."""
-    Y = np.asarray(problem.Y, dtype=np.float64)
+    Y = np.asarray(problem.loss.target, dtype=np.float64)
     size = float(np.linalg.norm(Y))
-    unit = Problem(problem.A, Y / size, problem.beta / size, False)
+    unit = Problem(problem.A, LinearQuadratic(Y / size, 1.0), problem.beta / size, False)
     rows = f" of {batch} rows" if batch else ""
     run = Run(f"Adam on (N), {n_steps} steps{rows}", setting=f"{width} neurons, step size {step_size:g}")
     start = random_network(unit, width, seed)
@@ -126,7 +127,7 @@ class _FullGradient:
 
     def __init__(self, problem: Problem, width: int) -> None:
         self.A = np.ascontiguousarray(problem.A, dtype=np.float32)
-        self.Y = np.ascontiguousarray(problem.Y, dtype=np.float32)
+        self.Y = np.ascontiguousarray(problem.loss.target, dtype=np.float32)
         self.beta = float(problem.beta)
         self.H = np.empty((len(self.A), width), dtype=np.float32)
         self.G = np.empty_like(self.H)
@@ -142,7 +143,7 @@ class _BatchGradient:
 
     def __init__(self, problem: Problem, batch: int, seed: int) -> None:
         self.A = np.ascontiguousarray(problem.A, dtype=np.float32)
-        self.Y = np.ascontiguousarray(problem.Y, dtype=np.float32)
+        self.Y = np.ascontiguousarray(problem.loss.target, dtype=np.float32)
         self.beta, self.batch = float(problem.beta), batch
         self.rng, self.order = np.random.default_rng(seed), np.zeros(0, dtype=int)
 
@@ -177,9 +178,9 @@ def _gradient(A: NDArray, Y: NDArray, S: NDArray, VT: NDArray, out: NDArray, H: 
 
 def lbfgs(problem: Problem, *, width: int, n_steps: int, seed: int = 0, limit: float = np.inf) -> Run:
     """SciPy's L-BFGS in double precision."""
-    A, Y = np.asarray(problem.A, dtype=np.float64), np.asarray(problem.Y, dtype=np.float64)
+    A, Y = np.asarray(problem.A, dtype=np.float64), np.asarray(problem.loss.target, dtype=np.float64)
     size = float(np.linalg.norm(Y))
-    unit, beta = Problem(A, Y / size, problem.beta / size, False), problem.beta / size
+    unit, beta = Problem(A, LinearQuadratic(Y / size, 1.0), problem.beta / size, False), problem.beta / size
     run = Run("L-BFGS on (N)", setting=f"{width} neurons")
     S, V = random_network(unit, width, seed)
     q, shape = len(S), (len(S) + Y.shape[1], width)

@@ -60,7 +60,7 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
     answered = [run for run in runs if run.networks]
     if not answered:
         return []
-    A, n_outputs = case.training.A, case.problem.Y.shape[1]
+    A, n_outputs = case.training.A, case.problem.n_outputs
     if case.is_large:
         stages, n_starts = QUICK, _STARTS_OF_LARGE
     else:
@@ -76,7 +76,7 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
     verdicts = []
     for run in answered:
         network = _double(run.networks[-1])
-        R = case.problem.residual(*network)
+        R = case.problem.dual_point(*network)
         largest_value = _search(case, network, S, U, stages).largest
         used = np.linalg.norm(network[0], axis=0) * np.linalg.norm(network[1], axis=1)
         bound = min(case.problem.dual_bound(R, largest_value), run.objectives[-1])
@@ -87,7 +87,7 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
 
 def _search(case: Case, network: Network, S: NDArray, U: NDArray, stages: tuple) -> Candidates:
     A = case.training.A
-    R = case.problem.residual(*network)
+    R = case.problem.dual_point(*network)
     size = float(np.linalg.norm(R))
     found = search(A, (R / size).astype(A.dtype), S.astype(A.dtype), U.astype(A.dtype), stages=stages)
     return Candidates(found.S, found.U, found.values * size)

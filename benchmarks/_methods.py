@@ -56,7 +56,7 @@ def _library(
         rng=np.random.RandomState(seed),
         verbose=1,
     )
-    scale = float(np.vdot(problem.target, problem.target))
+    scale = float(np.vdot(problem.zero.R, problem.zero.R))
     clock = Clock()
     progress = _Progress(run, clock, scale)
     try:
@@ -121,13 +121,13 @@ def gates_and_patterns(case: Case, n_arrangements: int) -> tuple[NDArray, NDArra
 def clarabel(case: Case, patterns: NDArray, *, limit: float) -> Run:
     """CLARABEL through cvxpy, in a process that the operating system ends at the limit."""
     run = Run(f"(P) {patterns.shape[1]} arrangements, cvxpy and CLARABEL")
-    if patterns.size * case.problem.Y.shape[1] > CVXPY_ENTRIES:
+    if patterns.size * case.problem.n_outputs > CVXPY_ENTRIES:
         run.note = "over the limit (too large to try)"
         return run
 
     def work() -> tuple[Network, float]:
         problem = case.problem
-        result = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=False)
+        result = solve_cvxpy(problem.A, problem.loss.target, problem.beta, patterns, fit_intercept=False)
         stated = (result.objective - result.lower_bound) / result.objective
         return (result.S, result.V), stated
 
@@ -182,7 +182,7 @@ def peer(
         np.savez(
             source,
             A=problem.A,
-            Y=problem.Y,
+            Y=problem.loss.target,
             beta=problem.beta,
             gates=gates,
             patterns=patterns,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits
 
 from skcvxbn import SVDTruncation
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers import Problem
 from skcvxbn.whitening import Whitening, whiten
@@ -56,8 +57,8 @@ def cases(name: str, data: Path | None, betas: list[float] | None, ratios: list[
         chosen = {ratio * largest for ratio in ratios} if name != "diabetes" else set()
         betas = [*chosen, *FIXED_BETAS.get(name, ())]
     for beta in sorted(set(betas), reverse=True):
-        training = Problem(whitening.A, Y, beta, False)
-        exact = Problem(whitening.A.astype(np.float64, copy=False), Y.astype(np.float64), beta, False)
+        training = Problem(whitening.A, LinearQuadratic(Y, 1.0), beta, False)
+        exact = training.astype(np.float64)
         yield Case(name, X, whitening, exact, training, beta / largest)
 
 

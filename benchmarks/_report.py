@@ -71,7 +71,7 @@ def print_table(case: Case, rows: list[Row]) -> None:
     bound = best_bound(rows)
     values = [verdict.objective for row in rows for verdict in row.verdicts]
     print(f"\n### {case.label} ({case.beta_ratio:.2g} of beta_max)\n")
-    print(f"{n_rows} rows, {rank - 1} directions, {case.problem.Y.shape[1]} outputs; ", end="")
+    print(f"{n_rows} rows, {rank - 1} directions, {case.problem.n_outputs} outputs; ", end="")
     print(f"best objective {min(values, default=np.nan):.8g}, best lower bound {bound:.8g}.\n")
     print("| " + " | ".join(HEADER) + " |")
     print("| --- " * len(HEADER) + "|")

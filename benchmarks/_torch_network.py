@@ -45,10 +45,10 @@ def train(
     n_rows = len(case.X)
     mean, deviation = case.X.mean(axis=0), case.X.std(axis=0)
     deviation = np.where(deviation > 0, deviation, 1)
-    size = float(np.linalg.norm(case.problem.Y))
+    size = float(np.linalg.norm(case.problem.loss.target))
     beta = case.problem.beta / size
     X = torch.from_numpy(((case.X - mean) / deviation).astype(np.float32))
-    Y = torch.from_numpy((case.problem.Y / size).astype(np.float32))
+    Y = torch.from_numpy((case.problem.loss.target / size).astype(np.float32))
     clock = Clock()
     net = _network(X, Y, width)
     _, normalization, _, output = net

@@ -14,6 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from skcvxbn.certificates import bound_violation, prove
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers import Options, Problem, solve
 from skcvxbn.whitening import whiten
@@ -43,8 +44,8 @@ def make_problem(n: int, rank: int, seed: int, beta_ratio: float) -> Problem:
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n, rank))
     y = np.sin(2 * X[:, 0]) + X[:, -1] ** 2 + 0.3 * rng.standard_normal(n)
-    problem = Problem(whiten(X).A, (y / y.std())[:, None], 1.0, True)
-    return replace(problem, beta=beta_ratio * largest_beta(problem.A, problem.target))
+    problem = Problem(whiten(X).A, LinearQuadratic((y / y.std())[:, None], 1.0), 1.0, True)
+    return replace(problem, beta=beta_ratio * largest_beta(problem.A, problem.zero.R))
 
 
 def make_options(tol: float, starts: int, seed: int = 0) -> Options:
@@ -93,7 +94,7 @@ def measure_estimates(args: argparse.Namespace) -> None:
 
 def _errors(problem: Problem, fit, best) -> tuple[float, float, float]:
     """Relative errors: of the violation left at the fit's residual, and of its bound, in two senses."""
-    R = problem.residual(fit.S, fit.V)
+    R = problem.dual_point(fit.S, fit.V)
     proof = bound_violation(problem.A, R, S=fit.S, target=problem.beta, tol=1e-6, max_time=60)
     supported = problem.dual_bound(R, proof.upper)
     # A fit that converged states the bound of this residual; another may rest on an earlier one.

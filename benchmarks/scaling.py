@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
 from skcvxbn.solvers.descent import descend
 from skcvxbn.solvers.search import search
@@ -55,10 +56,10 @@ def _measure(*, rows: int, directions: int, neurons: int, outputs: int, repeats:
     rng = np.random.default_rng(0)
     A = np.linalg.qr(rng.standard_normal((rows, directions)))[0]
     Y = rng.standard_normal((rows, outputs))
-    problem = Problem(A, Y / np.linalg.norm(Y), 1e-3, False)
+    problem = Problem(A, LinearQuadratic(Y / np.linalg.norm(Y), 1.0), 1e-3, False)
     S = rng.standard_normal((directions, neurons)) / np.sqrt(directions)
     V = rng.standard_normal((neurons, outputs)) / np.sqrt(neurons * outputs)
-    R = problem.residual(S, V)
+    R = problem.dual_point(S, V)
     descents, searches = [], []
     for _ in range(repeats):
         start = process_time()

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skcvxbn.losses import LossFunction, squared_error
+
 # Hidden layers are computed a block of rows at a time, of about this many entries.
 _BLOCK_ENTRIES = 2**22
 
@@ -133,11 +135,16 @@ class BatchNormNetwork:
         return out
 
     def objective(
-        self, X: ArrayLike, Y: ArrayLike, beta: float, sample_weight: ArrayLike | None = None
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        beta: float,
+        sample_weight: ArrayLike | None = None,
+        loss: LossFunction = squared_error,
     ) -> float:
         r"""Compute the training objective of the paper by a forward pass.
 
-        .. math:: \frac12 \sum_i w_i \|f(x_i) - y_i\|^2
+        .. math:: \sum_i w_i \ell(f(x_i), y_i)
                   + \frac\beta2 \sum_j (\gamma_j^2 + \alpha_j^2 + \|v_j\|^2)
 
         with ``gamma = sqrt(n) * bn_weight``, ``alpha = sqrt(n) * bn_bias``, ``v`` the rows of
@@ -153,6 +160,8 @@ class BatchNormNetwork:
             Weight decay, on the sum over rows.
         sample_weight : array-like of shape (n_samples,), optional
             Weights of the rows; one each by default.
+        loss : callable, default=skcvxbn.losses.squared_error
+            From targets of shape (n_samples, n_outputs) and weights to the loss.
 
         Returns
         -------
@@ -163,14 +172,14 @@ class BatchNormNetwork:
         Y = np.asarray(Y, dtype=np.float64).reshape(len(X), len(self.intercept))
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
         precise = replace(self, **{f.name: getattr(self, f.name).astype(np.float64) for f in fields(self)})
-        loss = 0.0
+        value = 0.0
         for rows in row_blocks(len(X), max(X.shape)):
-            residual = precise.forward(X[rows]) - Y[rows]
-            loss += float(weight[rows] @ np.einsum("ij,ij->i", residual, residual))
+            output = np.sqrt(weight[rows, None]) * precise.forward(X[rows])
+            value += loss(Y[rows], weight[rows]).value(output)
         normalization = np.vdot(precise.bn_weight, precise.bn_weight)
         normalization += np.vdot(precise.bn_bias, precise.bn_bias)
         penalty = weight.sum() * normalization + np.vdot(precise.output_weights, precise.output_weights)
-        return 0.5 * (loss + beta * float(penalty))
+        return value + 0.5 * beta * float(penalty)
 
     def to_torch(self) -> Any:
         """Export the network to PyTorch.

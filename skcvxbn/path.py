@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_X_y
 
 from skcvxbn._sklearn import check_sample_weight
+from skcvxbn.losses import squared_error
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
 from skcvxbn.whitening import whiten
@@ -66,8 +67,8 @@ def beta_max(
     kept = weight > 0
     whitening = whiten(rows[kept], weight[kept])
     Y = np.asarray(targets, dtype=np.float64)[kept].reshape(int(kept.sum()), -1)
-    problem = Problem(whitening.A, np.sqrt(weight[kept])[:, None] * Y, 1.0, fit_intercept)
-    return largest_beta(problem.A, problem.target)
+    problem = Problem(whitening.A, squared_error(Y, weight[kept]), 1.0, fit_intercept)
+    return largest_beta(problem.A, problem.feasible(problem.zero.R))
 
 
 def largest_beta(A: NDArray, target: NDArray) -> float:

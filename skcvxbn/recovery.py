@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from skcvxbn.losses import Loss
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.solvers.base import Solution, balanced
 from skcvxbn.whitening import Whitening
@@ -15,7 +14,7 @@ Floats = NDArray[np.float64]
 
 
 def recover_network(
-    solution: Solution, whitening: Whitening, Y_weighted: NDArray[Any], fit_intercept: bool
+    solution: Solution, whitening: Whitening, loss: Loss, fit_intercept: bool
 ) -> BatchNormNetwork:
     r"""Turn a solution of the whitened problem into a batch-norm network.
 
@@ -28,11 +27,11 @@ def recover_network(
     Parameters
     ----------
     solution : Solution
-        Hidden directions `S` (rank + 1, m) and output weights `V` (m, C), in the units of `Y_weighted`.
+        Hidden directions `S` (rank + 1, m) and output weights `V` (m, C), in the units of the targets.
     whitening : Whitening
         The coordinates `S` refers to.
-    Y_weighted : ndarray of shape (n_samples, n_outputs)
-        The targets, each row multiplied by the root of its weight.
+    loss : Loss
+        The loss of the weighted outputs.
     fit_intercept : bool
         Whether the network has an output bias; it is the best one for the neurons of the solution.
 
@@ -50,13 +49,15 @@ def recover_network(
     Examples
     --------
     >>> import numpy as np
+    >>> from skcvxbn.losses import squared_error
     >>> from skcvxbn.recovery import recover_network
     >>> from skcvxbn.solvers.base import Solution
     >>> from skcvxbn.whitening import whiten
     >>> X, Y = np.array([[0.0], [1.0], [2.0]]), np.array([[0.0], [0.0], [2.0]])
     >>> S, V = np.array([[1.0], [0.0]]), np.array([[np.sqrt(2)]])
-    >>> solution = Solution(S, V, 0.0, 0.0, "exact", 1, True, "")
-    >>> network = recover_network(solution, whiten(X), Y, fit_intercept=False)
+    >>> solution = Solution(S, V, Y, 0.0, 0.0, "exact", 1, True, "")
+    >>> loss = squared_error(Y, np.ones(3))
+    >>> network = recover_network(solution, whiten(X), loss, fit_intercept=False)
     >>> bool(np.isclose(network.forward(X).max(), 1.0))
     True
     """
@@ -73,8 +74,8 @@ def recover_network(
     if fit_intercept:
         # An output bias b adds sqrt(n) e b^T to the weighted output, e being the last column of A.
         hidden = A @ S.astype(dtype)
-        bias = A[:, -1]
-        intercept = (bias @ Y_weighted - (bias @ np.maximum(hidden, 0, out=hidden)) @ V) / root_n
+        output = np.maximum(hidden, 0, out=hidden) @ V
+        intercept = loss.best_bias(output, A[:, -1].astype(np.float64)) / root_n
     return BatchNormNetwork(
         hidden_weights=hidden_weights,
         # The weights as they are stored: the mean of the rounded ones, not the rounded mean.

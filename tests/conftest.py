@@ -17,6 +17,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from skcvxbn.arrangements import enumerate_arrangements
+from skcvxbn.losses import squared_error
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.cvxpy_reference import CvxpyResult, solve_cvxpy
 from skcvxbn.whitening import whiten
@@ -74,7 +75,7 @@ class Case:
     @functools.cached_property
     def reference(self) -> CvxpyResult:
         p = self.problem
-        return solve_cvxpy(p.A, p.Y, p.beta, self.patterns, fit_intercept=p.fit_intercept)
+        return solve_cvxpy(p.A, p.loss, p.beta, self.patterns, fit_intercept=p.fit_intercept)
 
 
 def design_problem(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +103,7 @@ def make_case(
     Y = np.stack(curved[:n_outputs], axis=1) + 0.2 * rng.standard_normal((n * repeats, n_outputs))
     weight = rng.integers(1, 4, n * repeats) * 0.5 if weighted else np.ones(n * repeats)
     A = whiten(X, weight).A
-    return Case(name, X, weight, Problem(A, np.sqrt(weight)[:, None] * Y, beta, fit_intercept))
+    return Case(name, X, weight, Problem(A, squared_error(Y, weight), beta, fit_intercept))
 
 
 CASES = {

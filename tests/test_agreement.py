@@ -13,6 +13,7 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from skcvxbn.arrangements import enumerate_arrangements
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import solve
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
@@ -25,7 +26,7 @@ pytest.importorskip("cvxpy")
 def solution_of(case, solver):
     patterns = case.patterns if solver == "enumerated" else None
     # Several outputs are generated to less accuracy: their output directions turn only by descent.
-    several_generated = patterns is None and case.problem.Y.shape[1] > 1
+    several_generated = patterns is None and case.problem.n_outputs > 1
     options = Options(1e-5 if several_generated else 1e-6, 100, None, 500, np.random.RandomState(0))
     return solve(case.problem, options, patterns=patterns, complete=patterns is not None)
 
@@ -38,7 +39,7 @@ def solved(request, case):
 
 def network_objective(problem, S, V):
     """Evaluate (N) by its definition, the best bias being fitted by least squares."""
-    R = problem.Y - np.maximum(problem.A @ S, 0) @ V
+    R = problem.loss.target - np.maximum(problem.A @ S, 0) @ V
     if problem.fit_intercept:
         bias = problem.A[:, -1:]
         R = R - bias @ np.linalg.lstsq(bias, R)[0]
@@ -49,7 +50,7 @@ def network_objective(problem, S, V):
 def test_objectives_agree_with_the_reference(solved):
     case, solution = solved
     reference = case.reference
-    if case.problem.Y.shape[1] == 1:
+    if case.problem.n_outputs == 1:
         assert solution.objective == pytest.approx(reference.objective, rel=1e-6)
     # For several outputs the reference is a bracket: a network, and a relaxation.
     assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 1e-5)
@@ -72,7 +73,7 @@ def test_the_lower_bound_is_below_the_optimum_and_close(solved):
 
 
 def test_the_certificate_says_what_the_bound_is_worth(case):
-    exact = "estimated" if case.problem.Y.shape[1] > 1 else "exact"
+    exact = "estimated" if case.problem.n_outputs > 1 else "exact"
     assert solution_of(case, "enumerated").certificate == exact
     assert solution_of(case, "generated").certificate == "estimated"
 
@@ -100,7 +101,7 @@ def test_primal_feasibility(case):
 def test_stationarity_and_complementarity(solved):
     case, solution = solved
     A, beta = case.problem.A, case.problem.beta
-    R = case.problem.residual(solution.S, solution.V)
+    R = case.problem.dual_point(solution.S, solution.V)
     for s, u in large_neurons(solution):
         v, h = R @ u, A @ s
         walls = np.abs(h) < 1e-5
@@ -123,7 +124,7 @@ def test_stationarity_and_complementarity(solved):
 def test_dual_feasibility_over_all_arrangements(solved):
     case, solution = solved
     problem = case.problem
-    R = problem.residual(solution.S, solution.V)
+    R = problem.dual_point(solution.S, solution.V)
     A, beta = problem.A, problem.beta
     if problem.fit_intercept:
         np.testing.assert_allclose(A[:, -1] @ R, 0, atol=1e-12)
@@ -146,7 +147,7 @@ def test_dual_feasibility_over_all_arrangements(solved):
 )
 def test_known_optima_by_every_route(n, beta, seed, optimum, known_problem, options):
     X, Y = known_problem(n, seed)
-    problem = Problem(whiten(X).A, Y, beta, fit_intercept=False)
+    problem = Problem(whiten(X).A, LinearQuadratic(Y, 1.0), beta, fit_intercept=False)
     patterns = enumerate_arrangements(problem.A)
     routes = {
         "cvxpy": solve(problem, options(), solver="cvxpy", patterns=patterns, complete=True),
@@ -163,11 +164,11 @@ def test_known_optima_by_every_route(n, beta, seed, optimum, known_problem, opti
 def test_an_integer_weight_is_a_repeated_row(cases, options):
     case = cases["weights and intercept"]
     weight = (2 * case.weight).astype(int)
-    Y = case.problem.Y / np.sqrt(case.weight)[:, None]
+    Y = case.problem.loss.target / np.sqrt(case.weight)[:, None]
     rows, targets = np.repeat(case.X, weight, axis=0), np.repeat(Y, weight, axis=0)
     # Weights of one half each: half the loss and, for the same network, half the squared norm of the target.
     A = whiten(rows).A
-    repeated = Problem(A, targets / np.sqrt(2), case.problem.beta, fit_intercept=True)
+    repeated = Problem(A, LinearQuadratic(targets / np.sqrt(2), 1.0), case.problem.beta, fit_intercept=True)
     solution = solve(repeated, options(1e-8))
     assert solution.objective == pytest.approx(case.reference.objective, rel=1e-6)
 
@@ -178,8 +179,9 @@ def test_the_order_of_rows_and_a_rotation_change_nothing(case, options):
     order = rng.permutation(len(p.A))
     rotation = np.linalg.qr(rng.standard_normal((p.A.shape[1] - 1,) * 2))[0]
     A = np.c_[p.A[:, :-1] @ rotation, p.A[:, -1]][order]
-    tol = 1e-6 if p.Y.shape[1] == 1 else 1e-5
-    other = solve(Problem(A, p.Y[order], p.beta, p.fit_intercept), options(tol, seed=3))
+    tol = 1e-6 if p.n_outputs == 1 else 1e-5
+    shuffled = Problem(A, LinearQuadratic(p.loss.target[order], 1.0), p.beta, p.fit_intercept)
+    other = solve(shuffled, options(tol, seed=3))
     assert other.objective == pytest.approx(solution_of(case, "generated").objective, rel=3 * tol)
 
 
@@ -192,7 +194,7 @@ def test_closed_form_for_more_features_than_rows(fit_intercept, options):
     y = rng.standard_normal((6, 1))
     positive, negative = np.linalg.norm(np.maximum(y, 0)), np.linalg.norm(np.maximum(-y, 0))
     beta = 0.3 * min(positive, negative)
-    problem = Problem(A, y, beta, fit_intercept)
+    problem = Problem(A, LinearQuadratic(y, 1.0), beta, fit_intercept)
     solution = solve(problem, options(1e-7))
     if fit_intercept:
         expected = solve_cvxpy(A, y, beta, enumerate_arrangements(A), fit_intercept=True).objective
@@ -205,7 +207,7 @@ def test_closed_form_for_one_hot_targets(options):
     # Theorem 2.4: the sum over classes of beta ||y_j|| - beta^2 / 2.
     A = whiten(np.random.default_rng(1).standard_normal((6, 8))).A
     Y = np.eye(3)[[0, 0, 0, 1, 1, 2]]
-    solution = solve(Problem(A, Y, 0.3, fit_intercept=False), options(1e-6))
+    solution = solve(Problem(A, LinearQuadratic(Y, 1.0), 0.3, fit_intercept=False), options(1e-6))
     expected = sum(0.3 * np.sqrt(k) - 0.3**2 / 2 for k in (3, 2, 1))
     assert solution.objective == pytest.approx(expected, rel=2e-6)
     assert solution.lower_bound <= expected * (1 + 1e-9)
@@ -218,7 +220,11 @@ def test_the_scale_of_the_target_scales_the_solution(cases, solver, scale, optio
     # Rounding the scaled target sends the rounds elsewhere, within the tolerance.
     accuracy = 1e-9 if solver == "enumerated" else 1e-6
     one = solve(p, options(accuracy), patterns=patterns)
-    other = solve(Problem(p.A, scale * p.Y, scale * p.beta, False), options(accuracy), patterns=patterns)
+    other = solve(
+        Problem(p.A, LinearQuadratic(scale * p.loss.target, 1.0), scale * p.beta, False),
+        options(accuracy),
+        patterns=patterns,
+    )
     assert other.objective == pytest.approx(scale**2 * one.objective, rel=accuracy)
     assert other.lower_bound == pytest.approx(scale**2 * one.lower_bound, rel=2 * accuracy)
     np.testing.assert_allclose(
@@ -228,11 +234,11 @@ def test_the_scale_of_the_target_scales_the_solution(cases, solver, scale, optio
 
 def test_a_constant_target_needs_no_network(cases, options):
     p = cases["scalar with intercept"].problem
-    solution = solve(Problem(p.A, 0 * p.Y, 0.5, True), options())
+    solution = solve(Problem(p.A, LinearQuadratic(0 * p.loss.target, 1.0), 0.5, True), options())
     assert solution.S.shape == (3, 0)
     assert solution.V.shape == (0, 1)
     assert solution.objective == solution.lower_bound == 0
     assert solution.converged
     # Constant up to rounding: the objective is rounding too.
-    solution = solve(Problem(p.A, 3.0 * p.A[:, -1:], 0.5, True), options())
+    solution = solve(Problem(p.A, LinearQuadratic(3.0 * p.A[:, -1:], 1.0), 0.5, True), options())
     assert 0 <= solution.objective < 1e-25

@@ -170,7 +170,7 @@ ONE_OUTPUT = ("scalar", "scalar with intercept", "rank one", "weights and interc
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_the_exact_lower_bound_is_below_the_optimum_and_close(cases, name):
     case, problem = cases[name], cases[name].problem
-    y = problem.Y[:, 0] / np.sqrt(case.weight)
+    y = problem.loss.target[:, 0] / np.sqrt(case.weight)
     model = ConvexBNRegressor(
         beta=problem.beta, fit_intercept=problem.fit_intercept, certificate="exact", random_state=0
     ).fit(case.X, y, case.weight)
@@ -186,7 +186,7 @@ def poor_network(problem):
     rng = np.random.default_rng(0)
     S, V = balanced(rng.standard_normal((problem.A.shape[1], 2)), rng.standard_normal((2, 1)))
     objective = problem.objective(S, V)
-    return Solution(S, V, objective, objective, "estimated", 1, True, "")
+    return Solution(S, V, problem.dual_point(S, V), objective, objective, "estimated", 1, True, "")
 
 
 def test_the_proof_trains_on_with_the_neurons_that_it_finds(cases, options):

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn.closed_form import closed_form_beta_max, interpolating_head, optimal_layers
 from skcvxbn.interpolation import RankError
+from skcvxbn.losses import squared_error
 from skcvxbn.solvers import Options, Problem, solve
 from skcvxbn.whitening import whiten
 
@@ -59,7 +60,7 @@ def dual_optimum(Y, beta, weight, fit_intercept):
 
 def solved(X, weight, Y, beta, fit_intercept=False):
     """The iterative solver on the same problem."""
-    problem = Problem(whiten(X, weight).A, np.sqrt(weight)[:, None] * Y, beta, fit_intercept)
+    problem = Problem(whiten(X, weight).A, squared_error(Y, weight), beta, fit_intercept)
     options = Options(1e-7, 100, None, 500, np.random.RandomState(0))
     return solve(problem, options, solver="auto", patterns=None, complete=False, start=None)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.recovery import network_to_whitened, recover_network
 from skcvxbn.solvers.base import Problem, Solution
 from skcvxbn.whitening import whiten
@@ -22,7 +23,7 @@ def make_solution(rank, n_neurons=6, n_outputs=2, seed=0):
     # Sides of very different sizes: recovery has to balance them.
     S = rng.standard_normal((rank + 1, n_neurons)) * 10.0 ** rng.integers(-3, 3, n_neurons)
     V = rng.standard_normal((n_neurons, n_outputs))
-    return Solution(S, V, 0.0, 0.0, "exact", 1, True, "")
+    return Solution(S, V, np.zeros((1, V.shape[1])), 0.0, 0.0, "exact", 1, True, "")
 
 
 def weighted(Y, weight):
@@ -36,7 +37,7 @@ def test_the_network_computes_what_the_solution_does(weight, fit_intercept, n_ne
     X, Y = make_data()
     whitening = whiten(X, weight)
     solution = make_solution(whitening.rank, n_neurons)
-    network = recover_network(solution, whitening, weighted(Y, weight), fit_intercept)
+    network = recover_network(solution, whitening, LinearQuadratic(weighted(Y, weight), 1.0), fit_intercept)
     predicted = np.maximum(whitening.coordinates(X) @ solution.S, 0) @ solution.V
     if fit_intercept:
         predicted += np.average(Y - predicted, axis=0, weights=weight)
@@ -49,8 +50,8 @@ def test_the_network_has_the_objective_of_the_solution(weight, fit_intercept):
     X, Y = make_data()
     whitening = whiten(X, weight)
     solution = make_solution(whitening.rank)
-    problem = Problem(whitening.A, weighted(Y, weight), 0.3, fit_intercept)
-    network = recover_network(solution, whitening, problem.Y, fit_intercept)
+    problem = Problem(whitening.A, LinearQuadratic(weighted(Y, weight), 1.0), 0.3, fit_intercept)
+    network = recover_network(solution, whitening, problem.loss, fit_intercept)
     expected = problem.objective(solution.S, solution.V)
     assert_allclose(network.objective(X, Y, 0.3, weight), expected, rtol=1e-9)
 
@@ -59,7 +60,9 @@ def test_the_network_has_the_objective_of_the_solution(weight, fit_intercept):
 def test_running_statistics_are_those_of_the_training_rows(weight):
     X, Y = make_data()
     whitening = whiten(X, weight)
-    network = recover_network(make_solution(whitening.rank), whitening, weighted(Y, weight), True)
+    network = recover_network(
+        make_solution(whitening.rank), whitening, LinearQuadratic(weighted(Y, weight), 1.0), True
+    )
     H = X @ network.hidden_weights
     mean = np.average(H, axis=0, weights=weight)
     assert_allclose(network.running_mean, mean, rtol=1e-9)
@@ -69,7 +72,7 @@ def test_running_statistics_are_those_of_the_training_rows(weight):
 def test_float32_data_give_a_float32_network():
     X, Y = make_data()
     whitening = whiten(X.astype(np.float32))
-    network = recover_network(make_solution(whitening.rank), whitening, Y, True)
+    network = recover_network(make_solution(whitening.rank), whitening, LinearQuadratic(Y, 1.0), True)
     assert {array.dtype for array in vars(network).values()} == {np.dtype(np.float32)}
 
 
@@ -81,8 +84,10 @@ def test_a_neuron_that_ignores_the_data_has_no_hidden_weights(constant_features)
     whitening = whiten(X)
     S = np.zeros((whitening.rank + 1, 2))
     S[-1] = [2.0, -1.0]
-    solution = Solution(S, np.array([[3.0, 1.0], [1.0, 1.0]]), 0.0, 0.0, "exact", 1, True, "")
-    network = recover_network(solution, whitening, Y, False)
+    solution = Solution(
+        S, np.array([[3.0, 1.0], [1.0, 1.0]]), np.zeros((1, 2)), 0.0, 0.0, "exact", 1, True, ""
+    )
+    network = recover_network(solution, whitening, LinearQuadratic(Y, 1.0), False)
     assert not network.hidden_weights.any()
     assert not network.running_mean.any()
     assert_allclose(network.running_var, 1.0)
@@ -95,7 +100,7 @@ def test_neurons_that_contribute_nothing_are_left_out():
     solution = make_solution(whitening.rank)
     solution.S[:, 1] = 0.0
     solution.V[4] = 0.0
-    network = recover_network(solution, whitening, Y, True)
+    network = recover_network(solution, whitening, LinearQuadratic(Y, 1.0), True)
     assert network.bn_weight.shape == (4,)
     assert np.isfinite(network.forward(X)).all()
 
@@ -107,7 +112,9 @@ def test_whitening_a_recovered_network_returns_the_solution(weight, shape):
     weight = None if weight is None else weight[: len(X)]
     whitening = whiten(X, weight)
     solution = make_solution(whitening.rank)
-    S, V = network_to_whitened(recover_network(solution, whitening, weighted(Y, weight), True), whitening)
+    S, V = network_to_whitened(
+        recover_network(solution, whitening, LinearQuadratic(weighted(Y, weight), 1.0), True), whitening
+    )
     sides = np.linalg.norm(solution.S, axis=0), np.linalg.norm(solution.V, axis=1)
     balance = np.sqrt(sides[1] / sides[0])
     assert_allclose(S, solution.S * balance, rtol=1e-8, atol=1e-10)
@@ -117,14 +124,14 @@ def test_whitening_a_recovered_network_returns_the_solution(weight, shape):
 def test_a_network_keeps_its_hidden_layer_on_other_data():
     X, Y = make_data()
     first, second = whiten(X[:15]), whiten(X[8:])
-    network = recover_network(make_solution(first.rank), first, Y[:15], False)
+    network = recover_network(make_solution(first.rank), first, LinearQuadratic(Y[:15], 1.0), False)
     S, V = network_to_whitened(network, second)
     assert_allclose(np.maximum(second.A @ S, 0) @ V, network.forward(X[8:]), rtol=1e-8, atol=1e-8)
 
 
 def test_a_network_keeps_its_output_on_data_of_rank_zero():
     X, Y = make_data()
-    network = recover_network(make_solution(3), whiten(X), Y, False)
+    network = recover_network(make_solution(3), whiten(X), LinearQuadratic(Y, 1.0), False)
     constant = np.tile(X[0], (5, 1))
     whitening = whiten(constant)
     S, V = network_to_whitened(network, whitening)

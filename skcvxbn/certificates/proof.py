@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -49,10 +50,11 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
     --------
     >>> import numpy as np
     >>> from skcvxbn.certificates import prove
+    >>> from skcvxbn.losses import squared_error
     >>> from skcvxbn.solvers import Options, Problem, solve
     >>> from skcvxbn.whitening import whiten
     >>> X = np.linspace(-1, 1, 21)[:, None]
-    >>> problem = Problem(whiten(X).A, np.abs(X), 0.01, True)
+    >>> problem = Problem(whiten(X).A, squared_error(np.abs(X), np.ones(21)), 0.01, True)
     >>> options = Options(1e-4, 20, None, 64, np.random.RandomState(0))
     >>> solution = prove(problem, solve(problem, options), options, max_time=10)
     >>> solution.certificate, solution.objective - solution.lower_bound <= 1e-4 * solution.objective
@@ -60,13 +62,13 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
     """
     deadline = time.monotonic() + max_time
     # In double precision, whatever the network was trained in.
-    problem = replace(problem, A=problem.A.astype(np.float64), Y=problem.Y.astype(np.float64))
+    problem = problem.astype(np.float64)
     newest = best = Neurons.of_network(problem, solution.S, solution.V, 0.0)
-    lower_bound, message = 0.0, ""
+    R = problem.feasible(solution.R.astype(np.float64))
+    lower_bound, message = problem.dual_bound(0 * R, math.inf), ""
     try:
         for attempt in range(1, _ATTEMPTS + 1):
-            R = problem.residual(newest.S, newest.U)
-            target = _sufficient(problem, R, best.objective * (1 - 0.9 * options.tol))
+            target = problem.sufficient_violation(R, best.objective * (1 - 0.9 * options.tol))
             remaining = max(deadline - time.monotonic(), 0.0)
             proof = bound_violation(
                 problem.A, R, S=newest.S, target=target, tol=0.1 * options.tol, max_time=remaining
@@ -80,6 +82,7 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
             if not proof.closed or proof.value <= target or full or attempt == _ATTEMPTS:
                 break
             newest = _with_newcomers(problem, newest, R, proof, options)
+            R = newest.R
             if newest.objective < best.objective:
                 best = newest
     except KeyboardInterrupt:
@@ -93,22 +96,13 @@ def prove(problem: Problem, solution: Solution, options: Options, *, max_time: f
         solution,
         S=S,
         V=V,
+        R=R,
         objective=best.objective,
         lower_bound=lower_bound,
         certificate="exact",
         converged=converged,
         message="" if converged else message,
     )
-
-
-def _sufficient(problem: Problem, R: NDArray, wanted: float) -> float:
-    """Return the largest violation for which the dual bound at `R` is the one wanted; 0 if none is."""
-    squared, inner = float(np.vdot(R, R)), float(np.vdot(R, problem.target))
-    discriminant = inner**2 - 2 * squared * wanted
-    if discriminant < 0 or inner <= 0:
-        return 0.0
-    # The smaller root t of t inner - t^2/2 squared = wanted; the bound has t = beta / violation.
-    return problem.beta * (inner + float(np.sqrt(discriminant))) / (2 * wanted)
 
 
 def _with_newcomers(
@@ -126,7 +120,7 @@ def _with_newcomers(
     )
     joined = neurons.joined(problem, worst).joined(problem, violating).merged()
     accuracy = (options.tol * problem.beta) ** 2 / (2 * neurons.objective)
-    S = solve_over_arrangements(
+    S, R = solve_over_arrangements(
         problem, joined.patterns, joined.U, joined.S, tol=float(np.clip(accuracy, 1e-13, 1e-6))
     )
-    return joined.solved(problem, S, _NEGLIGIBLE)
+    return joined.solved(problem, S, R, _NEGLIGIBLE)

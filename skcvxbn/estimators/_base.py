@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skcvxbn._sklearn import Interval, StrOptions
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
 from skcvxbn.certificates import prove
+from skcvxbn.losses import LossFunction
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.path import largest_beta
 from skcvxbn.recovery import network_to_whitened, recover_network
@@ -58,7 +59,7 @@ class NetworkEstimator(BaseEstimator):
 
 
 class ConvexBNEstimator(NetworkEstimator):
-    """Base of the batch-norm networks trained to a stated gap with the squared error."""
+    """Base of the batch-norm networks trained to a stated gap."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "beta": [Interval(Real, 0.0, np.inf, closed="neither"), None],
@@ -116,8 +117,20 @@ class ConvexBNEstimator(NetworkEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _train(self, X: NDArray[Any], Y: Floats, weight: Floats, *, single_output: bool) -> None:
-        """Train on rows `X` of positive weight, with targets `Y` of shape (n_samples, n_outputs)."""
+    def _train(
+        self,
+        X: NDArray[Any],
+        Y: Floats,
+        weight: Floats,
+        loss: LossFunction,
+        *,
+        translates: bool,
+        single_output: bool,
+    ) -> None:
+        """Train on rows `X` of positive weight, with targets `Y` of shape (n_samples, n_outputs).
+
+        `translates` says whether adding a constant to targets and outputs changes nothing.
+        """
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, Y, weight = _distinct_rows(X, Y, weight)
         rng = check_random_state(self.random_state)
@@ -127,10 +140,9 @@ class ConvexBNEstimator(NetworkEstimator):
         if patterns is None and not self._generates:
             patterns = enumerate_arrangements(whitening.A)
 
-        mean = _mean(Y, weight) if self.fit_intercept else np.zeros(Y.shape[1])
-        Y_weighted = np.sqrt(weight)[:, None] * (Y - mean)
-        problem = Problem(whitening.A, Y_weighted, 1.0, self.fit_intercept)
-        beta_max = largest_beta(whitening.A, problem.target)
+        mean = _mean(Y, weight) if self.fit_intercept and translates else np.zeros(Y.shape[1])
+        problem = Problem(whitening.A, loss(Y - mean, weight), 1.0, self.fit_intercept)
+        beta_max = largest_beta(whitening.A, problem.feasible(problem.zero.R))
         problem = replace(problem, beta=float(self.beta_ratio * beta_max if self.beta is None else self.beta))
 
         self._check_provable(whitening.rank, Y.shape[1])
@@ -145,12 +157,12 @@ class ConvexBNEstimator(NetworkEstimator):
         )
         if self.certificate == "exact" and solution.certificate != "exact":
             solution = prove(problem, solution, options, max_time=self.certificate_max_time)
-        network = recover_network(solution, whitening, Y_weighted, self.fit_intercept)
+        network = recover_network(solution, whitening, problem.loss, self.fit_intercept)
         network = replace(network, intercept=(network.intercept + mean).astype(whitening.A.dtype))
 
         self.beta_, self.beta_max_ = problem.beta, float(beta_max)
         self.network_ = network
-        self.objective_ = network.objective(X, Y, problem.beta, weight)
+        self.objective_ = network.objective(X, Y, problem.beta, weight, loss)
         self.lower_bound_ = min(float(solution.lower_bound), self.objective_)
         self.dual_gap_ = self.objective_ - self.lower_bound_
         self.certificate_ = solution.certificate

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.utils import column_or_1d
+from sklearn.utils import column_or_1d, compute_class_weight
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import check_sample_weight, fit_context
-from skcvxbn.estimators._base import ConvexBNEstimator, positive_rows
+from skcvxbn._sklearn import StrOptions, check_sample_weight, fit_context
+from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator, positive_rows
+from skcvxbn.losses import LossFunction, hinge, log_loss, squared_error, squared_hinge
+
+_LOSSES: dict[str, LossFunction] = {
+    "hinge": hinge,
+    "log_loss": log_loss,
+    "squared_error": squared_error,
+    "squared_hinge": squared_hinge,
+}
+
+
+def _has_probabilities(classifier: ConvexBNClassifier) -> bool:
+    if classifier.loss == "log_loss":
+        return True
+    raise AttributeError(
+        f"Probabilities are available for loss='log_loss' only. Got loss={classifier.loss!r} instead; "
+        "sklearn.calibration.CalibratedClassifierCV adds them to any classifier."
+    )
 
 
 class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     r"""Globally optimal two-layer ReLU network with batch normalization, for classification.
 
-    The network of :class:`ConvexBNRegressor` is trained with the squared error on coded labels. With two
-    classes it has one output, whose target is -1 or +1; with C > 2 classes it has C outputs, and the
-    target of a row is the indicator of its class. The class predicted is the one of the largest output.
+    The network of :class:`ConvexBNRegressor` is trained on labels. With two classes it has one output, which
+    is positive for the second class; with C > 2 classes it has C outputs, and the class predicted is the one
+    of the largest output.
 
-    .. math:: \frac12 \sum_i \|f(x_i) - y_i\|^2
+    .. math:: \sum_i w_i \ell(f(x_i), y_i)
               + \frac\beta2 \sum_j (\gamma_j^2 + \alpha_j^2 + \|v_j\|^2)
 
     is minimised over the weights and the width of the network. This is equivalent to a convex problem, so
@@ -38,6 +57,20 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     beta_ratio : float, default=0.01
         Weight decay as a share of `beta_max_`, the smallest one for which no neuron is worth its price.
         It has no units, which makes it the parameter to search over. Used when `beta` is None.
+    loss : {"log_loss", "squared_error", "hinge", "squared_hinge"}, default="log_loss"
+        What the outputs f of a row cost.
+
+        - "log_loss": the negative log likelihood. With two classes f is the log odds of the second; with
+          more the probabilities are the softmax of the outputs. The only one with `predict_proba`.
+        - "squared_error": half the squared distance from -1 and +1 or, with more than two classes, from the
+          indicator of the class.
+        - "hinge": ``max(0, 1 - y f)`` for y = -1 and +1; with more than two classes, the sum over all of
+          them, each against the rest.
+        - "squared_hinge": half the square of that.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes, by which the weights of their rows are multiplied: a dict from labels to
+        positive numbers (one for labels that are absent), or "balanced", which makes the total weights of
+        all classes equal and leaves their sum as it is.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -118,6 +151,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
         feature divided by its largest magnitude.
+    class_weight_ : ndarray of shape (n_classes,)
+        The factor of each class that `class_weight` stands for.
     intercept_ : float or ndarray of shape (n_classes,)
         Output bias: a float for two classes. Zero without `fit_intercept`.
     n_features_in_ : int
@@ -132,9 +167,9 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
 
     Notes
     -----
-    The outputs are regressions on the labels, not probabilities, hence no `predict_proba`;
-    `sklearn.calibration.CalibratedClassifierCV` adds it. For the theory see
-    :class:`ConvexBNRegressor`.
+    The theorems hold for every convex loss (Appendix B.1 of the paper), whose conjugate gives the lower
+    bound; for the theory see :class:`ConvexBNRegressor`. For losses other than the log loss,
+    `sklearn.calibration.CalibratedClassifierCV` adds probabilities.
 
     Examples
     --------
@@ -145,9 +180,58 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     >>> model = ConvexBNClassifier(random_state=0).fit(X, names)
     >>> model.predict(X[[0, 75, 149]])
     array(['setosa', 'versicolor', 'virginica'], dtype='<U10')
-    >>> model.decision_function(X).shape
+    >>> model.predict_proba(X).shape
     (150, 3)
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ConvexBNEstimator._parameter_constraints,
+        "loss": [StrOptions(set(_LOSSES))],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+    }
+
+    def __init__(
+        self,
+        *,
+        beta: float | None = None,
+        beta_ratio: float = DEFAULT_BETA_RATIO,
+        loss: str = "log_loss",
+        class_weight: dict[Any, float] | str | None = None,
+        fit_intercept: bool = True,
+        arrangements: Any = "generated",
+        n_arrangements: int = 500,
+        max_neurons: int | None = None,
+        solver: str = "auto",
+        tol: float = 1e-4,
+        max_iter: int = 20,
+        max_time: float | None = None,
+        search_starts: int = 512,
+        certificate: str = "estimated",
+        certificate_max_time: float = 60.0,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            beta=beta,
+            beta_ratio=beta_ratio,
+            fit_intercept=fit_intercept,
+            arrangements=arrangements,
+            n_arrangements=n_arrangements,
+            max_neurons=max_neurons,
+            solver=solver,
+            tol=tol,
+            max_iter=max_iter,
+            max_time=max_time,
+            search_starts=search_starts,
+            certificate=certificate,
+            certificate_max_time=certificate_max_time,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.class_weight = class_weight
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> ConvexBNClassifier:
@@ -191,9 +275,37 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
                     "ConvexBNClassifier requires samples of at least 2 classes in the data (rows of weight "
                     f"zero do not count), but the data contains only one class: {self.classes_[0]!r}."
                 )
-            columns = np.array([[-1.0], [1.0]]) if n_classes == 2 else np.eye(n_classes)
-            self._train(X, columns[codes], weight, single_output=n_classes == 2)
+            self.class_weight_ = self._class_weights(codes, weight)
+            self._train(
+                X,
+                self._targets()[codes],
+                weight * self.class_weight_[codes],
+                _LOSSES[self.loss],
+                translates=self.loss == "squared_error",
+                single_output=n_classes == 2,
+            )
         return self
+
+    def _targets(self) -> NDArray[np.float64]:
+        """Target of each class."""
+        n_classes = len(self.classes_)
+        if n_classes == 2:
+            return np.array([[-1.0], [1.0]])
+        indicator = np.eye(n_classes)
+        return 2 * indicator - 1 if self.loss in ("hinge", "squared_hinge") else indicator
+
+    def _class_weights(self, codes: NDArray[np.intp], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a factor for each class."""
+        if isinstance(self.class_weight, str):
+            # By weights, so that a weight of two is a row repeated.
+            return weight.sum() / (len(self.classes_) * np.bincount(codes, weights=weight))
+        factors = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ValueError(
+                "class_weight must be positive and finite for every class of the data. Got "
+                f"{dict(zip(self.classes_.tolist(), factors.tolist(), strict=True))} instead."
+            )
+        return factors
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the outputs of the network, each row by itself.
@@ -226,3 +338,41 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         """
         decision = self.decision_function(X)
         return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+
+    @available_if(_has_probabilities)
+    def predict_proba(self, X: Any) -> NDArray[Any]:
+        """Predict the probabilities of the classes; for ``loss="log_loss"`` only.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Any rows, in the units of the training data.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`; every row adds up to one.
+        """
+        return softmax(self._logits(X), axis=1)
+
+    @available_if(_has_probabilities)
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:
+        """Predict the logarithms of the probabilities of the classes; for ``loss="log_loss"`` only.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Any rows, in the units of the training data.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`, without underflow.
+        """
+        return log_softmax(self._logits(X), axis=1)
+
+    def _logits(self, X: Any) -> NDArray[Any]:
+        decision = self.decision_function(X)
+        if decision.ndim == 1:
+            return np.stack([np.zeros_like(decision), decision], axis=1)
+        return decision

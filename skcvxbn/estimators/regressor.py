@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,8 +12,9 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import check_sample_weight, fit_context
-from skcvxbn.estimators._base import ConvexBNEstimator, positive_rows
+from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator, positive_rows
+from skcvxbn.losses import LossFunction, absolute_error, huber, pinball, squared_error
 
 
 class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
@@ -25,7 +28,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
 
     and is trained to minimise
 
-    .. math:: \frac12 \sum_i \|f(x_i) - y_i\|^2
+    .. math:: \sum_i w_i \ell(f(x_i), y_i)
               + \frac\beta2 \sum_j (\gamma_j^2 + \alpha_j^2 + \|v_j\|^2)
 
     over its weights and its width. This is equivalent to a convex problem, so there is no step size, no
@@ -41,6 +44,19 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     beta_ratio : float, default=0.01
         Weight decay as a share of `beta_max_`, the smallest one for which no neuron is worth its price.
         It has no units, which makes it the parameter to search over. Used when `beta` is None.
+    loss : {"squared_error", "absolute_error", "huber", "pinball"}, default="squared_error"
+        What an error e of a target costs. Losses of several targets add up.
+
+        - "squared_error": half its square.
+        - "absolute_error": its magnitude. The network predicts medians, and outliers have little effect.
+        - "huber": half its square up to `epsilon`, and linear beyond.
+        - "pinball": `quantile` times e where the target is above the output, ``1 - quantile`` times its
+          magnitude where it is below. The network predicts that quantile.
+    epsilon : float, default=1.35
+        Error from which on the loss "huber" is linear, in the units of the target: the default suits targets
+        whose noise has a standard deviation of one.
+    quantile : float, default=0.5
+        Quantile that the loss "pinball" predicts, between 0 and 1.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -162,6 +178,58 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     True
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ConvexBNEstimator._parameter_constraints,
+        "loss": [StrOptions({"squared_error", "absolute_error", "huber", "pinball"})],
+        "epsilon": [Interval(Real, 0.0, np.inf, closed="neither")],
+        "quantile": [Interval(Real, 0.0, 1.0, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        *,
+        beta: float | None = None,
+        beta_ratio: float = DEFAULT_BETA_RATIO,
+        loss: str = "squared_error",
+        epsilon: float = 1.35,
+        quantile: float = 0.5,
+        fit_intercept: bool = True,
+        arrangements: Any = "generated",
+        n_arrangements: int = 500,
+        max_neurons: int | None = None,
+        solver: str = "auto",
+        tol: float = 1e-4,
+        max_iter: int = 20,
+        max_time: float | None = None,
+        search_starts: int = 512,
+        certificate: str = "estimated",
+        certificate_max_time: float = 60.0,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            beta=beta,
+            beta_ratio=beta_ratio,
+            fit_intercept=fit_intercept,
+            arrangements=arrangements,
+            n_arrangements=n_arrangements,
+            max_neurons=max_neurons,
+            solver=solver,
+            tol=tol,
+            max_iter=max_iter,
+            max_time=max_time,
+            search_starts=search_starts,
+            certificate=certificate,
+            certificate_max_time=certificate_max_time,
+            warm_start=warm_start,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.loss = loss
+        self.epsilon = epsilon
+        self.quantile = quantile
+
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> ConvexBNRegressor:
         """Train the network.
@@ -204,9 +272,23 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             Y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             X, Y, weight = positive_rows(X, Y, check_sample_weight(sample_weight, X))
             single_output = Y.ndim == 1
-            self._train(X, Y.reshape(len(Y), -1), weight, single_output=single_output)
+            self._train(
+                X,
+                Y.reshape(len(Y), -1),
+                weight,
+                self._loss_function(),
+                translates=True,
+                single_output=single_output,
+            )
             self._single_output = single_output
         return self
+
+    def _loss_function(self) -> LossFunction:
+        if self.loss == "huber":
+            return partial(huber, epsilon=self.epsilon)
+        if self.loss == "pinball":
+            return partial(pinball, quantile=self.quantile)
+        return {"squared_error": squared_error, "absolute_error": absolute_error}[self.loss]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the targets, each row by itself.

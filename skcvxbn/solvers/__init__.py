@@ -49,22 +49,18 @@ def solve(
     Solution
         The network, its objective and the lower bound.
     """
-    # The problem is homogeneous: targets and beta scale together. Solved at unit size, tolerances
-    # and starting points need no units.
-    size = float(np.linalg.norm(problem.target))
     nothing_to_learn = problem.fit_intercept and problem.A.shape[1] == 1
-    # No hidden layer is longer than its neuron: from here on every dual constraint holds at the target.
-    if problem.beta >= size or nothing_to_learn:
+    # No hidden layer is longer than its neuron: from here on every dual constraint holds at zero.
+    if problem.beta >= np.linalg.norm(problem.zero.R) or nothing_to_learn:
         return _zero_network(problem)
+    # Solved in units of its own, tolerances and starting points need none.
+    output, value = problem.loss.unit(problem.A[:, -1] if problem.fit_intercept else None)
     # Single precision is for data so large that only descent is affordable.
     dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
-    unit = Problem(
-        problem.A.astype(dtype, copy=False),
-        (problem.Y / size).astype(dtype),
-        problem.beta / size,
-        problem.fit_intercept,
-    )
-    scaled_start = None if start is None else (start[0].astype(dtype), (start[1] / size).astype(dtype))
+    unit = replace(
+        problem, loss=problem.loss.scaled(output, value), beta=problem.beta * (output / value)
+    ).astype(dtype)
+    scaled_start = None if start is None else (start[0].astype(dtype), (start[1] / output).astype(dtype))
     if solver == "cvxpy":
         solution = _solve_with_cvxpy(unit, options, patterns, complete)
     elif patterns is not None:
@@ -73,9 +69,10 @@ def solve(
         solution = generate_neurons(unit, options, scaled_start)
     return replace(
         solution,
-        V=solution.V * size,
-        objective=solution.objective * size**2,
-        lower_bound=solution.lower_bound * size**2,
+        V=solution.V * output,
+        R=solution.R * (value / output),
+        objective=solution.objective * value,
+        lower_bound=solution.lower_bound * value,
     )
 
 
@@ -84,18 +81,20 @@ def _solve_with_cvxpy(
 ) -> Solution:
     if patterns is None:
         raise ValueError("The reference solves program (P) over given arrangements; none were given.")
-    result = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=problem.fit_intercept)
+    result = solve_cvxpy(problem.A, problem.loss, problem.beta, patterns, fit_intercept=problem.fit_intercept)
     S, V = balanced(result.S, result.V)
     objective = problem.objective(S, V)
     lower_bound = min(result.lower_bound, objective)
     converged = objective - lower_bound <= options.tol * objective
     certificate = "exact" if complete else "restricted"
-    return Solution(S, V, objective, lower_bound, certificate, result.n_rounds, converged, result.status)
+    return Solution(
+        S, V, result.dual, objective, lower_bound, certificate, result.n_rounds, converged, result.status
+    )
 
 
 def _zero_network(problem: Problem) -> Solution:
     """The network without a neuron, where no other can fit better."""
     S = np.zeros((problem.A.shape[1], 0), dtype=problem.A.dtype)
-    V = np.zeros((0, problem.Y.shape[1]), dtype=problem.A.dtype)
-    value = 0.5 * float(np.vdot(problem.target, problem.target))
-    return Solution(S, V, value, value, "exact", 0, True, "")
+    V = np.zeros((0, problem.n_outputs), dtype=problem.A.dtype)
+    value, R = problem.zero.value, problem.feasible(problem.zero.R)
+    return Solution(S, V, R, value, value, "exact", 0, True, "")

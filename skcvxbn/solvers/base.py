@@ -3,58 +3,78 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from skcvxbn.losses import Loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """Problem (N): the two-layer network in whitened coordinates, squared error.
+    """Problem (N): the two-layer network in whitened coordinates.
 
-    Minimise ``1/2 ||F - Y||_F^2 + beta * sum_j ||s_j|| ||v_j||`` with
-    ``F = sum_j (A s_j)_+ v_j^T``, and with an unpenalised output bias when `fit_intercept` is true.
+    Minimise ``L(F) + beta * sum_j ||s_j|| ||v_j||`` with ``F = sum_j (A s_j)_+ v_j^T``, and with an output
+    bias that costs nothing when `fit_intercept` is true.
 
     Parameters
     ----------
     A : ndarray of shape (n_samples, rank + 1)
         Whitened rows, ``A.T @ A = I``; its last column is the direction of the bias.
-    Y : ndarray of shape (n_samples, n_outputs)
-        Targets, each row multiplied by the root of its weight.
+    loss : Loss
+        Loss of the weighted outputs, bound to the targets.
     beta : float
         Weight decay.
     fit_intercept : bool
-        Whether the bias is free. It is then eliminated: every quantity that lives on the rows is
-        projected on the complement of the bias direction, which is also the dual constraint that the
-        columns of the dual variable sum to zero.
+        Whether the bias is free. It is then always at its best, so that the columns of the dual point are
+        orthogonal to its direction: that is the dual constraint which belongs to it.
     """
 
     A: NDArray
-    Y: NDArray
+    loss: Loss
     beta: float
     fit_intercept: bool
-    target: NDArray = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Centre the targets once."""
-        object.__setattr__(self, "target", self.without_bias(self.Y))
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return self.loss.shape[1]
 
-    def without_bias(self, M: NDArray) -> NDArray:
-        """Project the columns of `M` on what the bias cannot reach."""
-        if not self.fit_intercept:
-            return M
-        bias = self.A[:, -1]
-        return M - np.outer(bias, bias @ M)
+    @cached_property
+    def zero(self) -> Output:
+        """Output of the network without a neuron: the best constant."""
+        return self.at(np.zeros(self.loss.shape, dtype=self.A.dtype))
 
     def hidden(self, S: NDArray) -> NDArray:
         """Hidden layer ``(A s_j)_+``, of shape (n_samples, n_neurons)."""
         H = self.A @ S
         return np.maximum(H, 0, out=H)
 
-    def residual(self, S: NDArray, V: NDArray) -> NDArray:
-        """``Y - F`` at the best bias: minus the gradient of the loss, so the natural dual point."""
-        return self.target - self.without_bias(self.hidden(S) @ V)
+    def at(self, F: NDArray, guess: NDArray | None = None) -> Output:
+        """Evaluate the loss at the outputs `F` with the best bias, of which there may be a guess."""
+        bias = np.zeros(self.n_outputs, dtype=F.dtype)
+        if self.fit_intercept:
+            direction = self.A[:, -1]
+            bias = self.loss.best_bias(F, direction, guess)
+            F = F + direction[:, None] * bias
+        value, R = self.loss.evaluate(F)
+        return Output(F, bias, value, R)
+
+    def output(self, S: NDArray, V: NDArray) -> Output:
+        """Evaluate the loss at the output of a network."""
+        return self.at(self.hidden(S) @ V)
+
+    def dual_point(self, S: NDArray, V: NDArray) -> NDArray:
+        """Minus the gradient of the loss at the output of a network: its natural dual point."""
+        return self.feasible(self.output(S, V).R)
+
+    def feasible(self, R: NDArray) -> NDArray:
+        """Correct the rounding in a dual point that the constraint of the bias is exact."""
+        return self.loss.balanced(R, self.A[:, -1]) if self.fit_intercept else R
 
     def penalty(self, S: NDArray, V: NDArray) -> float:
         """``sum_j ||s_j|| ||v_j||``."""
@@ -62,27 +82,82 @@ class Problem:
 
     def objective(self, S: NDArray, V: NDArray) -> float:
         """Objective of the network (N), which needs no feasibility of `S`."""
-        R = self.residual(S, V)
-        return 0.5 * float(np.vdot(R, R)) + self.beta * self.penalty(S, V)
+        return self.output(S, V).value + self.beta * self.penalty(S, V)
 
     def dual_bound(self, R: NDArray, largest: float) -> float:
-        """Lower bound from a dual point along `R`.
+        """Lower bound from the best multiple of a dual point.
 
         Parameters
         ----------
         R : ndarray of shape (n_samples, n_outputs)
-            A residual.
+            A dual point, orthogonal to the bias.
         largest : float
             ``max ||R.T @ (A s)_+||`` over unit ``s``. The bound holds if this value does.
         """
-        squared = float(np.vdot(R, R))
-        if squared == 0:
+        room = self.beta / largest if largest > 0 else math.inf
+        return self.loss.dual_value(self._best_multiple(R, room) * R)
+
+    def sufficient_violation(self, R: NDArray, wanted: float) -> float:
+        """Return the largest violation for which the dual bound at `R` is the one wanted; 0 if none is."""
+        best = self._best_multiple(R, math.inf)
+
+        def excess(t: float) -> float:
+            return self.loss.dual_value(t * R) - wanted
+
+        if excess(best) < 0:
             return 0.0
-        inner = float(np.vdot(R, self.target))
-        # The dual objective t <R, Y> - t^2/2 ||R||^2 is maximal at inner/squared, feasible to beta/largest.
-        t = inner / squared if largest <= 0 else min(self.beta / largest, inner / squared)
-        t = max(t, 0.0)
-        return t * inner - 0.5 * t * t * squared
+        # A multiple of zero is worth nothing, and the dual objective rises from there to the best one.
+        least = brentq(excess, 0.0, best, rtol=1e-14) if excess(0.0) < 0 else 0.0
+        # brentq may end on either side.
+        return self.beta / (least * (1 + 1e-12)) if least > 0 else math.inf
+
+    def _best_multiple(self, R: NDArray, room: float) -> float:
+        """Multiple of `R`, at most `room`, of the largest dual value, which is concave along `R`."""
+
+        def slope(t: float) -> float:
+            return self.loss.dual_slope(t * R, R)
+
+        if not R.any():
+            return 0.0
+        high = min(room, self.loss.largest_multiple(R))
+        if not math.isfinite(high):
+            high = 1.0
+            while slope(high) > 0 and high < 1e12:
+                high *= 2
+        if slope(high) >= 0:
+            return high
+        return float(brentq(slope, 0.0, high, rtol=1e-14)) if slope(0.0) > 0 else 0.0
+
+    def astype(self, dtype: Any) -> Problem:
+        """Return the same problem in another precision."""
+        return replace(self, A=self.A.astype(dtype, copy=False), loss=self.loss.astype(dtype))
+
+    def smoothed(self, width: float) -> Problem:
+        """Return the problem with the kinks of the loss rounded."""
+        loss = self.loss.smoothed(width)
+        return self if loss is self.loss else replace(self, loss=loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """The loss at one output.
+
+    Attributes
+    ----------
+    F : ndarray of shape (n_samples, n_outputs)
+        The output, bias included.
+    bias : ndarray of shape (n_outputs,)
+        Coefficients of the bias' direction.
+    value : float
+        The loss.
+    R : ndarray of shape (n_samples, n_outputs)
+        Dual point.
+    """
+
+    F: NDArray
+    bias: NDArray
+    value: float
+    R: NDArray
 
 
 @dataclass(frozen=True)
@@ -96,6 +171,8 @@ class Solution:
     V : ndarray of shape (n_neurons, n_outputs)
         Output weights. Neuron ``j`` contributes ``(A s_j)_+ v_j^T`` and costs
         ``beta * ||s_j|| * ||v_j||``.
+    R : ndarray of shape (n_samples, n_outputs)
+        Dual point that the lower bound is from.
     objective, lower_bound : float
         The optimum lies between the two, as far as the certificate goes.
     certificate : {"exact", "restricted", "estimated"}
@@ -110,6 +187,7 @@ class Solution:
 
     S: NDArray
     V: NDArray
+    R: NDArray
     objective: float
     lower_bound: float
     certificate: str

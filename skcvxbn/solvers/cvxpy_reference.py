@@ -1,11 +1,12 @@
-"""The library's reference: the convex program (P) of Theorem 2.2 written out in cvxpy, squared error.
+"""The library's reference: the convex program (P) of Theorem 2.2 written out in cvxpy.
 
 Over given arrangements D_i = diag(1[A s >= 0]), G_i = (2 D_i - I) A, and unit output directions g_l,
 
-    minimise    1/2 || sum_il D_i A h_il g_l^T + e b^T - Y ||_F^2 + beta sum_il || h_il ||_2
-    subject to  G_i h_il >= 0,
+    minimise    L(F) + beta sum_il || h_il ||_2
+    subject to  F = sum_il D_i A h_il g_l^T + e b^T ,  G_i h_il >= 0,
 
-with b = 0 unless there is an intercept. One output has the directions +1 and -1 only: this is (P), exactly.
+with b = 0 unless there is an intercept. The multiplier of F is the dual point R. The losses are written out
+here once more, and nothing of the program uses their formulas in :mod:`skcvxbn.losses`. One output has the directions +1 and -1 only: this is (P), exactly.
 
 Several outputs have a continuum of directions, and over all of them the program is that of Theorem 2.3: its
 norm ||S||_{c,*} is the least sum of ||h_il|| over the decompositions S = sum_l h_il g_l^T. That norm cannot
@@ -24,14 +25,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import minimize_scalar, nnls
+
+from skcvxbn.losses import LinearQuadratic, Logistic, Loss, Softmax
 
 Floats = NDArray[np.float64]
 Patterns = NDArray[np.bool_]
 
-# What an interior-point method leaves of a zero: a share of all lengths together, or a length for targets of
+# What an interior-point method leaves of a zero: a share of all lengths together, or a length for outputs of
 # unit size.
 _ZERO_SHARE, _ZERO_LENGTH = 1e-6, 1e-7
+# Longer steps, as by default, come so close to the boundary of an exponential cone that no next one is possible.
+_STEP = 0.9
 # The semidefinite bound uses this many of a cone's inequalities: any subset is valid, all are slow.
 _SDP_ROWS = 30
 
@@ -56,8 +61,8 @@ class CvxpyResult:
         feasibility tolerance.
     lower_bound : float
         No point of the program over these arrangements, and any output directions, has a smaller objective:
-        the dual value of the residual, scaled until every constraint holds by the bound below. Rigorous up to
-        rounding.
+        the dual value of `dual`, which is scaled until every constraint holds by the bound below. Rigorous up
+        to rounding.
     bound : {"cone", "spectral", "semidefinite"}
         How max ||R^T D_i A h|| over unit h in the cone i was bounded for that. "cone": exactly (one output),
         by projection on the cone. "spectral": by the norm of R^T D_i A, forgetting the cone. "semidefinite":
@@ -85,7 +90,7 @@ class CvxpyResult:
 
 def solve_cvxpy(
     A: Floats,
-    Y: Floats,
+    loss: Loss,
     beta: float,
     arrangements: Patterns,
     *,
@@ -105,8 +110,8 @@ def solve_cvxpy(
     ----------
     A : ndarray of shape (n, q)
         Whitened rows, A^T A = I; the last column is the unit vector of the intercept.
-    Y : ndarray of shape (n, C)
-        Targets, weighted like the rows of A.
+    loss : Loss
+        Loss of the outputs, bound to the targets and weighted like the rows of A.
     beta : float
         Weight decay, positive.
     arrangements : ndarray of bool of shape (n, P)
@@ -139,51 +144,50 @@ def solve_cvxpy(
     --------
     >>> import numpy as np
     >>> from skcvxbn.arrangements import enumerate_arrangements
+    >>> from skcvxbn.losses import squared_error
     >>> A = np.array([[-1.0, 1.0], [1.0, 1.0]]) / np.sqrt(2)
-    >>> Y = np.array([[2.0], [-1.0]])
-    >>> result = solve_cvxpy(A, Y, 0.5, enumerate_arrangements(A), fit_intercept=False)
+    >>> loss = squared_error(np.array([[2.0], [-1.0]]), np.ones(2))
+    >>> result = solve_cvxpy(A, loss, 0.5, enumerate_arrangements(A), fit_intercept=False)
     >>> round(result.objective, 6), round(result.objective - result.lower_bound, 6)
     (1.25, 0.0)
 
     Theorem 2.1 gives the same: beta (||y_+|| + ||y_-||) - beta^2 = 0.5 (2 + 1) - 0.25.
     """
-    # Solved for targets of unit size, so that the solver's absolute tolerances mean the same at every scale.
-    scale = float(np.linalg.norm(Y)) or 1.0
-    program = _Program(A, Y / scale, beta / scale, arrangements, fit_intercept, tol, verbose)
+    # Solved in units of its own, so that the solver's absolute tolerances mean the same at every scale.
+    output, value = loss.unit(A[:, -1] if fit_intercept else None)
+    program = _Program(
+        A, loss.scaled(output, value), beta * (output / value), arrangements, fit_intercept, tol, verbose
+    )
     rng = np.random.default_rng(random_state)
-    C = Y.shape[1]
+    C = loss.shape[1]
     on_somewhere = np.flatnonzero(arrangements.any(axis=0))
     start = np.vstack([np.eye(C), -np.eye(C)])
     index, G = np.repeat(on_somewhere, len(start)), np.tile(start, (on_somewhere.size, 1))
     for rounds in range(1, max_rounds + 1):
-        S, shift, status = program.solve(index, G)
-        # Before small blocks go: their sum matters to the dual, whose error is first order in the residual.
-        residual = program.residual(index, G, S, shift)
-        if fit_intercept:
-            residual -= np.outer(A[:, -1], A[:, -1] @ residual)
+        S, shift, R, status = program.solve(index, G)
         lengths = np.linalg.norm(S, axis=0)
         used = lengths > max(_ZERO_SHARE * lengths.sum(), _ZERO_LENGTH)
         index, G, S = index[used], G[used], S[:, used]
         if C == 1 or rounds == max_rounds:
             break
-        new = list(_violated_pairs(A, residual, program.beta * (1 + direction_tol), arrangements, rng))
+        new = list(_violated_pairs(A, R, program.beta * (1 + direction_tol), arrangements, rng))
         if not new:
             break
         index = np.concatenate([index, [i for i, _ in new]])
         G = np.vstack([G, [g for _, g in new]])
     # Once more over the neurons that are used: what the dropped ones carried goes to them.
-    S, shift, status = program.solve(index, G)
+    S, shift, _, status = program.solve(index, G)
     objective = program.network_objective(S, G, shift)
-    lower_bound, dual, bound = _dual_bound(A, program.Y, program.beta, residual, arrangements)
+    lower_bound, dual, bound = _dual_bound(A, program.loss, program.beta, R, arrangements)
     return CvxpyResult(
-        S=scale * S,
+        S=output * S,
         V=G,
         arrangement=index,
-        shift=scale * shift,
-        objective=scale**2 * objective,
-        lower_bound=scale**2 * lower_bound,
+        shift=output * shift,
+        objective=value * objective,
+        lower_bound=value * lower_bound,
         bound=bound,
-        dual=scale * dual,
+        dual=(value / output) * dual,
         n_rounds=rounds,
         status=status,
     )
@@ -194,48 +198,93 @@ class _Program:
     """The program restricted to pairs (arrangement `index[l]`, output direction `G[l]`)."""
 
     A: Floats
-    Y: Floats
+    loss: Loss
     beta: float
     arrangements: Patterns
     fit_intercept: bool
     tol: float
     verbose: bool
 
-    def solve(self, index: NDArray[np.intp], G: Floats) -> tuple[Floats, Floats, str]:
-        """Return the blocks (q, m), the intercept's coefficients (C,), and cvxpy's status."""
+    def solve(self, index: NDArray[np.intp], G: Floats) -> tuple[Floats, Floats, Floats, str]:
+        """Return the blocks (q, m), the intercept's coefficients (C,), the dual point and cvxpy's status."""
         import cvxpy as cp
 
-        if index.size == 0:
-            shift = self.A[:, -1] @ self.Y if self.fit_intercept else np.zeros(self.Y.shape[1])
-            return np.zeros((self.A.shape[1], 0)), shift, "optimal"
-        D = self.arrangements[:, index].astype(np.float64)
-        H = cp.Variable((self.A.shape[1], index.size))
-        shift = cp.Variable((1, self.Y.shape[1]))
-        pre_activation = self.A @ H
-        fitted = cp.multiply(D, pre_activation) @ G + self.A[:, -1:] @ shift
-        loss = cp.sum_squares(fitted - self.Y) / 2
-        constraints = [cp.multiply(2 * D - 1, pre_activation) >= 0]
+        F = cp.Variable(self.loss.shape)
+        shift = cp.Variable((1, F.shape[1]))
+        H = cp.Variable((self.A.shape[1], max(index.size, 1)))
+        network, cells = 0, [H == 0]
+        if index.size:
+            D = self.arrangements[:, index].astype(np.float64)
+            network = cp.multiply(D, self.A @ H) @ G
+            cells = [cp.multiply(2 * D - 1, self.A @ H) >= 0]
+        fit = F == network + self.A[:, -1:] @ shift
+        value, constraints = _written_out(self.loss, F)
+        constraints += [fit, *cells]
         if not self.fit_intercept:
             constraints.append(shift == 0)
-        problem = cp.Problem(cp.Minimize(loss + self.beta * cp.sum(cp.norm(H, 2, axis=0))), constraints)
+        elif isinstance(self.loss, Softmax):
+            # A constant added to all outputs changes nothing.
+            constraints.append(cp.sum(shift) == 0)
+        problem = cp.Problem(cp.Minimize(value + self.beta * cp.sum(cp.norm(H, 2, axis=0))), constraints)
         tolerances = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), self.tol)
         with warnings.catch_warnings():
             # cvxpy warns of an inaccurate solution: the status and the gap to the lower bound say it better.
             warnings.simplefilter("ignore", UserWarning)
-            problem.solve(solver=cp.CLARABEL, verbose=self.verbose, **tolerances)
+            try:
+                problem.solve(cp.CLARABEL, verbose=self.verbose, max_step_fraction=_STEP, **tolerances)
+            except cp.SolverError as error:
+                raise RuntimeError("cvxpy (CLARABEL) found no solution.") from error
         if H.value is None:
             raise RuntimeError(f"cvxpy (CLARABEL) found no solution: status {problem.status}.")
-        b = shift.value[0] if self.fit_intercept else np.zeros(self.Y.shape[1])
-        return H.value, b, str(problem.status)
-
-    def residual(self, index: NDArray[np.intp], G: Floats, S: Floats, shift: Floats) -> Floats:
-        return self.Y - (self.arrangements[:, index] * (self.A @ S)) @ G - np.outer(self.A[:, -1], shift)
+        b = shift.value[0] if self.fit_intercept else np.zeros(F.shape[1])
+        R = _in_domain(self.loss, fit.dual_value)
+        if self.fit_intercept:
+            R = self.loss.balanced(R, self.A[:, -1])
+        return H.value[:, : index.size], b, R, str(problem.status)
 
     def network_objective(self, S: Floats, V: Floats, shift: Floats) -> float:
         """Evaluate (N): the objective of the real network, with its own activations."""
         fitted = np.maximum(self.A @ S, 0) @ V + np.outer(self.A[:, -1], shift)
         penalty = np.linalg.norm(S, axis=0) @ np.linalg.norm(V, axis=1)
-        return float(np.sum((self.Y - fitted) ** 2) / 2 + self.beta * penalty)
+        return self.loss.value(fitted) + self.beta * float(penalty)
+
+
+def _written_out(loss: Loss, F: Any) -> tuple[Any, list[Any]]:
+    """Write the loss of the variable `F` in cvxpy: an expression to minimise, and constraints."""
+    import cvxpy as cp
+
+    if isinstance(loss, Logistic):
+        margin = cp.multiply(loss.slope, F)
+        return cp.sum(cp.multiply(loss.scale, cp.logistic(-margin))), []
+    if isinstance(loss, Softmax):
+        logits = cp.multiply(loss.slope, F)
+        own = cp.sum(cp.multiply(loss.indicator, logits), axis=1)
+        return loss.scale[:, 0] @ (cp.log_sum_exp(logits, axis=1) - own), []
+    assert isinstance(loss, LinearQuadratic)
+    error = F - loss.target
+    if loss.lower is None or loss.upper is None:
+        return cp.sum_squares(error) / (2 * loss.rounding), []
+    # The error splits into a part that costs its square and a part that costs the bounds of the slope; where
+    # there is no bound there is no such part.
+    above, below = cp.Variable(F.shape, nonneg=True), cp.Variable(F.shape, nonneg=True)
+    up, down = np.isfinite(loss.upper), np.isfinite(loss.lower)
+    value = cp.sum(cp.multiply(np.where(up, loss.upper, 0), above))
+    value -= cp.sum(cp.multiply(np.where(down, loss.lower, 0), below))
+    constraints = [cp.multiply(~up, above) == 0, cp.multiply(~down, below) == 0]
+    rest = error - above + below
+    if loss.rounding > 0:
+        return value + cp.sum_squares(rest) / (2 * loss.rounding), constraints
+    return value, [*constraints, rest == 0]
+
+
+def _in_domain(loss: Loss, R: Floats) -> Floats:
+    """Move a dual point, which the solver found up to its tolerance, into the domain of the dual objective."""
+    if isinstance(loss, Logistic):
+        return loss.scale * loss.slope * np.clip(R / (loss.scale * loss.slope), 0, 1)
+    if isinstance(loss, Softmax):
+        P = np.maximum(loss.indicator - R / (loss.scale * loss.slope), 0)
+        return loss.scale * loss.slope * (loss.indicator - P / P.sum(axis=1, keepdims=True))
+    return R if loss.box is None else np.clip(R, *loss.box)
 
 
 def _project_on_cone(cone: Floats, target: Floats) -> Floats:
@@ -283,13 +332,13 @@ def _ascend(M: Floats, cone: Floats, g: Floats, n_iter: int = 30) -> tuple[Float
 
 
 def _dual_bound(
-    A: Floats, Y: Floats, beta: float, R: Floats, arrangements: Patterns
+    A: Floats, loss: Loss, beta: float, R: Floats, arrangements: Patterns
 ) -> tuple[float, Floats, str]:
-    """Dual value of the best feasible multiple of the residual, that multiple, how feasibility was shown."""
+    """Dual value of the best feasible multiple of a dual point, that multiple, how feasibility was shown."""
     largest, bound = 0.0, "cone"
     products = [A[on].T @ R[on] for on in arrangements.T]
     spectral = np.array([float(np.linalg.norm(M, 2)) for M in products])
-    if Y.shape[1] > 1:
+    if R.shape[1] > 1:
         bound = "spectral"
     # Cells in decreasing order of the cheap bound: once it is below the largest value the rest cannot matter.
     for i in np.argsort(-spectral):
@@ -297,7 +346,7 @@ def _dual_bound(
             largest = max(largest, float(spectral[i]))
             break
         cone = np.where(arrangements[:, i], 1.0, -1.0)[:, None] * A
-        if Y.shape[1] == 1:
+        if R.shape[1] == 1:
             g = products[i][:, 0]
             value = max(float(np.linalg.norm(_project_on_cone(cone, sign * g))) for sign in (1, -1))
         else:
@@ -305,10 +354,23 @@ def _dual_bound(
             value = min(float(spectral[i]), _semidefinite_bound(products[i], cone))
         largest = max(largest, value)
     room = beta / largest if largest > 0 else np.inf
-    squared = float(np.sum(R**2))
-    inner = float(np.sum(R * Y))
-    step = max(0.0, min(room, inner / squared)) if squared > 0 else 0.0
-    return step * inner - step**2 * squared / 2, step * R, bound
+    multiple = _best_multiple(loss, R, min(room, loss.largest_multiple(R)))
+    return loss.dual_value(multiple * R), multiple * R, bound
+
+
+def _best_multiple(loss: Loss, R: Floats, most: float) -> float:
+    """Multiple of `R`, at most `most`, of the largest dual value, which is concave along `R`."""
+
+    def loss_of_value(t: float) -> float:
+        return -loss.dual_value(t * R)
+
+    if not np.isfinite(most):
+        most = 1.0
+        while loss_of_value(2 * most) < loss_of_value(most):
+            most *= 2
+        most *= 2
+    inside = minimize_scalar(loss_of_value, bounds=(0, most), method="bounded", options={"xatol": 1e-9 * most}).x
+    return min((most, float(inside), 0.0), key=loss_of_value)
 
 
 def _semidefinite_bound(M: Floats, cone: Floats) -> float:

@@ -4,7 +4,7 @@ In whitened coordinates, and with the balanced penalty ``beta/2 (||s||^2 + ||v||
 rescalings is ``beta ||s|| ||v||``, a wide network descends to the neighbourhood of the global optimum in
 some hundred quasi-Newton steps. On the ReLU itself it would stall, because optimal neurons sit on its
 kinks. So the ReLU is rounded off over ``|a_k^T s| <= width_j`` and the width lowered in stages: every stage
-is a smooth problem that starts next to its solution.
+is a smooth problem that starts next to its solution. Kinks of the loss are rounded along with them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _STRIDE = 10
 
 
 def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
-    """A network of random neurons whose outputs have about a third of the size of the target."""
-    rank, n_outputs = problem.A.shape[1], problem.Y.shape[1]
+    """A network of random neurons whose outputs have about a third of the size of the dual point at zero."""
+    rank, n_outputs = problem.A.shape[1], problem.n_outputs
     S = rng.standard_normal((rank, n_neurons))
     V = rng.standard_normal((n_neurons, n_outputs))
     S /= np.linalg.norm(S, axis=0)
     V /= np.linalg.norm(V, axis=1, keepdims=True)
     S, V = S.astype(problem.A.dtype), V.astype(problem.A.dtype)
-    output = np.linalg.norm(problem.without_bias(problem.hidden(S) @ V))
-    root = np.sqrt(0.3 * np.linalg.norm(problem.target) / max(float(output), 1e-12))
+    output = np.linalg.norm(problem.hidden(S) @ V)
+    root = np.sqrt(0.3 * np.linalg.norm(problem.zero.R) / max(float(output), 1e-12))
     return S * root, V * root
 
 
@@ -54,11 +54,13 @@ def descend(
     Parameters
     ----------
     problem : Problem
-        The training problem. Its precision is that of the arithmetic.
+        The training problem, in units in which outputs and dual points are of like size. Its precision is
+        that of the arithmetic.
     S, V : ndarray of shape (rank + 1, n_neurons) and (n_neurons, n_outputs)
         The network to start from; left untouched.
     widths : tuple of float
-        Half width of the rounded kink in each stage, in units of the typical ``|a_k^T s|`` of the neuron.
+        Half width of the rounded kink in each stage, in units of the typical ``|a_k^T s|`` of the neuron,
+        and inverse of the largest curvature of the loss.
     n_steps : int
         Largest number of steps of a stage.
     tol : float
@@ -82,7 +84,7 @@ def descend(
         S, V = S[:, alive], V[alive]
         if len(V) == 0:
             break
-        smooth = _SmoothNetwork(problem, S, V, width)
+        smooth = _SmoothNetwork(problem.smoothed(width), S, V, width)
         try:
             x = _minimise(smooth, smooth.pack(S, V), n_steps, tol, deadline)
         except _Stopped as stop:
@@ -114,6 +116,7 @@ class _SmoothNetwork:
 
     def __init__(self, problem: Problem, S: NDArray, V: NDArray, width: float) -> None:
         self.problem, self.shape = problem, (S.shape, V.shape)
+        self.bias: NDArray | None = None
         lengths = np.linalg.norm(S, axis=0)
         self.scale = (2 * width / np.sqrt(len(problem.A)) * lengths).astype(S.dtype)
         # Memory taken once: on a small problem allocation would cost as much as arithmetic.
@@ -136,8 +139,9 @@ class _SmoothNetwork:
         H -= 0.5 * D
         H *= D
         V_scaled = V * scale[:, None]
-        R = problem.target - problem.without_bias(H @ V_scaled)
-        value = 0.5 * float(np.vdot(R, R)) + 0.5 * problem.beta * float(np.vdot(x, x))
+        output = problem.at(H @ V_scaled, self.bias)
+        self.bias, R = output.bias, output.R
+        value = output.value + 0.5 * problem.beta * float(np.vdot(x, x))
         gradient_V = (H.T @ R) * -scale[:, None]
         np.matmul(R, V.T, out=H)
         H *= D

@@ -29,6 +29,9 @@ _PROGRESS = 0.9
 _PATIENCE = 6
 # Directions that may join in a round, at least, and as a share of the rows.
 _LEAST_NEWCOMERS, _NEWCOMERS_PER_ROW = 40, 0.5
+# Rounding of the kinks of the loss while output weights are chosen, and the least curvature they are chosen
+# by, as a share of the largest; how often their step is halved.
+_ROUNDING, _LEAST_CURVATURE, _HALVINGS = 1e-2, 1e-3, 6
 # Share of the tolerance to which the interior point method solves.
 _SHARE = 0.1
 # Neurons of one arrangement are merged where the cosine of their output directions is at least the first of
@@ -82,21 +85,22 @@ def solve_fixed_arrangements(
         output direction, which is searched by alternation: the certificate is "estimated".
     """
     patterns = _distinct(patterns)
-    several = problem.Y.shape[1] > 1
+    several = problem.n_outputs > 1
     prices = _DirectionPrices(problem, patterns) if several else _SignPrices(problem, patterns)
     network = priced = _Neurons(
-        np.zeros((problem.A.shape[1], 0)), np.zeros((0, problem.Y.shape[1])), np.zeros(0, int), np.zeros(0)
+        np.zeros((problem.A.shape[1], 0)), np.zeros((0, problem.n_outputs)), np.zeros(0, int), np.zeros(0)
     )
     best, objective, lower_bound, gap, progress = network, np.inf, -np.inf, np.inf, True
     least_gap, patience, n_iter, message = np.inf, _PATIENCE, 0, "the limit of rounds was reached"
     for n_iter in range(1, options.max_iter + 1):
         if progress:
             accuracy = max(_SHARE * options.tol, _SHARE * min(gap, 0.1))
-            network = _resized(problem, patterns, network, priced, accuracy)
+            network, R = _resized(problem, patterns, network, priced, accuracy)
         else:
             joined = _joined(best, _newcomers(problem, priced))
-            network = _solved(problem, patterns, joined, _SHARE * options.tol)
-        R = problem.residual(network.S, network.U)
+            network, R = _solved(
+                problem.smoothed(_SHARE * options.tol), patterns, joined, _SHARE * options.tol
+            )
         value = problem.objective(network.S, network.U)
         if value <= objective:
             best, objective = network, value
@@ -130,7 +134,7 @@ def solve_fixed_arrangements(
     certificate = "estimated" if several else ("exact" if complete else "restricted")
     lower_bound = min(lower_bound, objective)
     converged = objective - lower_bound <= options.tol * objective
-    return Solution(S, V, objective, lower_bound, certificate, n_iter, converged, message)
+    return Solution(S, V, R, objective, lower_bound, certificate, n_iter, converged, message)
 
 
 def _bound(problem: Problem, R: NDArray, priced: _Neurons) -> float:
@@ -168,19 +172,16 @@ def _newcomers(problem: Problem, priced: _Neurons) -> _Neurons:
 
 def _resized(
     problem: Problem, patterns: NDArray, network: _Neurons, priced: _Neurons, accuracy: float
-) -> _Neurons:
-    """Choose the output weights of the directions in use and of the violating ones."""
+) -> tuple[_Neurons, NDArray]:
+    """Choose the output weights of the directions in use and of the violating ones, and the dual point."""
+    smooth = problem.smoothed(_ROUNDING)
     candidates = network.with_(_newcomers(problem, priced))
     if len(candidates.U) == 0:
-        return candidates
+        return candidates, smooth.feasible(smooth.zero.R)
     lengths = np.linalg.norm(candidates.S, axis=0)
-    H = problem.without_bias(patterns[:, candidates.owner] * (problem.A @ (candidates.S / lengths)))
-    if problem.Y.shape[1] == 1:
-        sizes = nonnegative_sizes(H * candidates.U[:, 0], problem.target[:, 0], problem.beta)
-        V = candidates.U * sizes[:, None]
-    else:
-        start = candidates.U * np.where(np.arange(len(lengths)) < len(network.U), lengths, 0.0)[:, None]
-        V = group_lasso(H, problem.target, problem.beta, start, 0.1 * accuracy)
+    start = candidates.U * np.where(np.arange(len(lengths)) < len(network.U), lengths, 0.0)[:, None]
+    H = patterns[:, candidates.owner] * (problem.A @ (candidates.S / lengths))
+    V = _output_weights(smooth, H, candidates.U, start, accuracy)
     sizes = np.linalg.norm(V, axis=1)
     used = np.flatnonzero(sizes > 0)
     S, U = candidates.S / lengths * sizes, V / np.where(sizes > 0, sizes, 1.0)[:, None]
@@ -191,7 +192,31 @@ def _resized(
         merged = _merged(sized, cosine)
         if problem.objective(merged.S, merged.U) <= allowed:
             break
-    return merged
+    return merged, smooth.dual_point(merged.S, merged.U)
+
+
+def _output_weights(problem: Problem, H: NDArray, U: NDArray, start: NDArray, accuracy: float) -> NDArray:
+    """Output weights of given columns, by a step of Newton's method on the loss: exact for a square."""
+    output = problem.at(H @ start)
+    weight = problem.loss.row_curvature(output.F)
+    # Where the loss is linear its curvature, that of nothing, must not divide.
+    roots = np.sqrt(np.maximum(weight, _LEAST_CURVATURE * max(float(weight.max()), 1.0)))
+    columns, target = roots * H, roots * output.F + output.R / roots
+    if problem.fit_intercept:
+        direction = roots[:, 0] * problem.A[:, -1]
+        direction /= np.linalg.norm(direction)
+        columns = columns - np.outer(direction, direction @ columns)
+        target = target - np.outer(direction, direction @ target)
+    if problem.n_outputs == 1:
+        V = U * nonnegative_sizes(columns * U[:, 0], target[:, 0], problem.beta)[:, None]
+    else:
+        V = group_lasso(columns, target, problem.beta, start, 0.1 * accuracy)
+    before = output.value + problem.beta * np.linalg.norm(start, axis=1).sum()
+    for halving in range(_HALVINGS):
+        trial = start + 0.5**halving * (V - start)
+        if problem.at(H @ trial).value + problem.beta * np.linalg.norm(trial, axis=1).sum() < before:
+            return trial
+    return start
 
 
 def _merged(network: _Neurons, cosine: float) -> _Neurons:
@@ -227,17 +252,19 @@ def _joined(network: _Neurons, newcomers: _Neurons) -> _Neurons:
     return network.with_(_Neurons(size * new.S, new.U, new.owner, new.values))
 
 
-def _solved(problem: Problem, patterns: NDArray, network: _Neurons, accuracy: float) -> _Neurons:
-    """Solve within the cones in use, and drop those that the optimum does without."""
+def _solved(
+    problem: Problem, patterns: NDArray, network: _Neurons, accuracy: float
+) -> tuple[_Neurons, NDArray]:
+    """Solve within the cones in use, drop those that the optimum does without, and give the dual point."""
     if len(network.U) == 0:
-        return network
+        return network, problem.feasible(problem.zero.R)
     D = patterns[:, network.owner]
-    S = solve_over_arrangements(problem, D, network.U, network.S, tol=accuracy, max_iter=80)
+    S, R = solve_over_arrangements(problem, D, network.U, network.S, tol=accuracy, max_iter=80)
     used = without_negligible(S, network.U, 1e-9)
     # The method keeps the constraints to its tolerance; the projection keeps them to rounding.
     S = ConeProjector(problem.A, D[:, used]).project(S[:, used], np.arange(np.count_nonzero(used)))
     kept = network.take(np.flatnonzero(used))
-    return _Neurons(S, kept.U, kept.owner, kept.values).take(np.linalg.norm(S, axis=0) > 0)
+    return _Neurons(S, kept.U, kept.owner, kept.values).take(np.linalg.norm(S, axis=0) > 0), R
 
 
 class _SignPrices:
@@ -275,7 +302,7 @@ class _DirectionPrices:
         self._quick = self._prepared(_Effort(n_starts=2, n_steps=3, hopeful=0.8))
 
     def _prepared(self, effort: _Effort) -> _Climb:
-        n_starts = min(effort.n_starts, self._problem.Y.shape[1], self._problem.A.shape[1])
+        n_starts = min(effort.n_starts, self._problem.n_outputs, self._problem.A.shape[1])
         owner = np.repeat(np.arange(self._patterns.shape[1]), 2 * n_starts)
         return _Climb(effort, n_starts, owner, ConeProjector(self._problem.A, self._patterns[:, owner]))
 

@@ -2,12 +2,13 @@
 
 Every neuron has a fixed arrangement ``D_j`` and a fixed unit output direction ``u_j``:
 
-    minimise  1/2 || sum_j D_j A s_j u_j^T - Y ||_F^2 + beta * sum_j ||s_j||   s.t.  G_j s_j >= 0 ,
+    minimise  L( sum_j D_j A s_j u_j^T + e b^T ) + beta * sum_j ||s_j||   s.t.  G_j s_j >= 0 ,
 
 ``G_j = (2 D_j - I) A``. With slacks ``G_j s_j = z_j >= 0``, multipliers ``mu_j >= 0`` and a dual variable
 ``||w_j|| <= 1`` for each norm, the perturbed optimality conditions are ``z * mu = tau`` and
 ``w_j (||s_j||^2 + theta^2)^(1/2) = s_j``. Linearising the second as it stands (and not the norm) keeps
-Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999).
+Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999). The loss adds conditions of its own
+(`loss_terms`).
 
 A step is Mehrotra's predictor and corrector, then Gondzio's centrality correctors (1996): with as many
 constraints as rows times neurons a few products always stray and cut steps short, and one more solution with
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.solvers.base import Problem
-from skcvxbn.solvers.newton_system import NewtonSolver, NewtonSystem, work_of_system
+from skcvxbn.solvers.loss_terms import LossTerm, TermMove, loss_term
+from skcvxbn.solvers.newton_system import FactorisedSystem, NewtonSystem, work_of_system
 
 _TO_BOUNDARY = 0.995
 # Centrality correctors: how many, how much longer a step each aims at, and how much longer it must be.
@@ -40,21 +42,34 @@ _TABLE_ENTRIES = 2**20
 
 @dataclass
 class _Point:
-    """Iterate: neurons, slacks, multipliers of the cone constraints, dual variables of the norms."""
+    """Iterate: neurons, slacks and multipliers of the cone constraints, dual variables of the norms, loss."""
 
     S: NDArray
     slack: NDArray
     multiplier: NDArray
     W: NDArray
+    term: LossTerm
 
-    def moved(self, move: _Point, primal: float, dual: float) -> _Point:
-        W = self.W + dual * move.W
+    def moved(self, system: NewtonSystem, move: _Move, primal: float, dual: float) -> _Point:
+        S, W = self.S + primal * move.S, self.W + dual * move.W
         return _Point(
-            self.S + primal * move.S,
+            S,
             self.slack + primal * move.slack,
             self.multiplier + dual * move.multiplier,
             W / np.maximum(np.linalg.norm(W, axis=0), 1),
+            self.term.moved(system.fit(S), move.term, primal, dual),
         )
+
+
+@dataclass
+class _Move:
+    """Direction of a step."""
+
+    S: NDArray
+    slack: NDArray
+    multiplier: NDArray
+    W: NDArray
+    term: TermMove
 
 
 def work_per_step(problem: Problem, n_neurons: int) -> float:
@@ -72,7 +87,7 @@ def solve_over_arrangements(
     *,
     tol: float,
     max_iter: int = 60,
-) -> NDArray:
+) -> tuple[NDArray, NDArray]:
     """Optimal hidden directions for fixed arrangements and fixed output directions.
 
     Parameters
@@ -92,80 +107,110 @@ def solve_over_arrangements(
 
     Returns
     -------
-    ndarray of shape (rank + 1, n_neurons)
+    S : ndarray of shape (rank + 1, n_neurons)
         The neurons; those the optimum does without are of negligible size.
+    R : ndarray of shape (n_samples, n_outputs)
+        The dual point: of the loss' domain and orthogonal to the bias.
     """
     D = patterns.astype(problem.A.dtype)
     sign = 2 * D - 1
     system = NewtonSystem(problem, D, U)
-    point = _starting_point(problem, sign, S)
+    point = _starting_point(problem, system, sign, S)
     for _ in range(max_iter):
-        R = problem.target - system.fit(point.S)
         norms = np.linalg.norm(point.S, axis=0)
         infeasibility = sign * (problem.A @ point.S) - point.slack
-        complementarity = float(np.vdot(point.slack, point.multiplier))
-        gap = complementarity + problem.beta * float((norms - (point.W * point.S).sum(axis=0)).sum())
-        value = 0.5 * float(np.vdot(R, R)) + problem.beta * norms.sum()
+        products = _products(point.slack, point.multiplier, point.term.slack, point.term.multiplier)
+        complementarity = float(products.sum())
+        gap = complementarity + point.term.infeasibility
+        gap += problem.beta * float((norms - (point.W * point.S).sum(axis=0)).sum())
+        value = point.term.value + problem.beta * float(norms.sum())
         if gap <= tol * value and np.linalg.norm(infeasibility, axis=0).max() <= tol * norms.max():
             break
         theta = 0.1 * complementarity / (problem.beta * sign.shape[1])
         smooth = np.sqrt(norms**2 + theta**2)
         try:
-            solve = system.factorise(_blocks(problem, point, smooth))
+            factor = FactorisedSystem(system, point.term.curvature, _blocks(problem, point, smooth))
         except np.linalg.LinAlgError:
             # Slacks and multipliers have reached the limits of floating point: no step is left to take.
             break
         accuracy = float(np.clip(_SOLVE_ACCURACY * gap / value, _MOST_ACCURATE, _LEAST_ACCURATE))
-        step = _Linearised(problem, sign, point, norms, system.adjoint(R), infeasibility, solve, accuracy)
-        point = point.moved(*_newton_step(step, complementarity / sign.size, theta))
-    return point.S
+        step = _Linearised(system, sign, point, norms, infeasibility, factor, accuracy)
+        point = point.moved(system, *_newton_step(step, complementarity / products.size, theta))
+    return point.S, problem.feasible(point.term.R)
+
+
+def _products(slack: NDArray, multiplier: NDArray, of_slack: NDArray, of_multiplier: NDArray) -> NDArray:
+    """Products of slacks and multipliers, those of the cones before those of the loss."""
+    return np.concatenate([(slack * multiplier).ravel(), of_slack * of_multiplier])
 
 
 @dataclass(frozen=True)
 class _Linearised:
     """The optimality conditions at a point, up to the right-hand sides that the step chooses."""
 
-    problem: Problem
+    system: NewtonSystem
     sign: NDArray
     point: _Point
     norms: NDArray
-    descent: NDArray
     infeasibility: NDArray
-    solve: NewtonSolver
+    factor: FactorisedSystem
     accuracy: float
 
-    def direction(self, products: NDArray | float, theta: float) -> _Point:
+    def direction(self, products: NDArray, theta: float) -> _Move:
         """Newton direction towards ``slack * multiplier = products`` to first order."""
-        A, point = self.problem.A, self.point
+        system, point, term = self.system, self.point, self.point.term
+        A, beta = system.A, system.problem.beta
+        of_cones = products[: point.slack.size].reshape(point.slack.shape)
+        of_loss = products[point.slack.size :]
         smooth = np.sqrt(self.norms**2 + theta**2)
         ratio = point.multiplier / point.slack
-        multiplier = products / point.slack - ratio * self.infeasibility
-        rhs = A.T @ (self.sign * multiplier) + self.descent - self.problem.beta * point.S / smooth
-        dS = self.solve(rhs, self.accuracy)
+        multiplier = of_cones / point.slack - ratio * self.infeasibility
+        pull = term.pull(of_loss)
+        rhs = A.T @ (self.sign * multiplier) + self.factor.descent(pull) - beta * point.S / smooth
+        dS = self.factor.solve(rhs, self.accuracy)
         moved = self.sign * (A @ dS)
         along = (point.S * dS).sum(axis=0) / smooth**2
         dW = (point.S + dS) / smooth - point.W * (1 + along)
-        return _Point(dS, moved + self.infeasibility, multiplier - point.multiplier - ratio * moved, dW)
-
-    def lengths(self, move: _Point) -> tuple[float, float]:
-        """Largest primal and dual steps, at most one, that keep the point inside by a margin."""
-        return (
-            _step_length(self.point.slack, move.slack),
-            _step_length(self.point.multiplier, move.multiplier),
+        dF = system.fit(dS)
+        bias = self.factor.best_bias(pull - term.curvature @ dF)
+        dF += np.outer(A[:, -1], bias)
+        return _Move(
+            dS,
+            moved + self.infeasibility,
+            multiplier - point.multiplier - ratio * moved,
+            dW,
+            term.move(dF, bias, pull, of_loss),
         )
 
-    def products(self, move: _Point, primal: float, dual: float) -> NDArray:
+    def lengths(self, move: _Move) -> tuple[float, float]:
+        """Largest primal and dual steps, at most one, that keep the point inside by a margin."""
+        point, term = self.point, self.point.term
+        primal = min(_step_length(point.slack, move.slack), _step_length(term.slack, move.term.slack))
+        dual = _step_length(point.multiplier, move.multiplier)
+        dual = min(dual, _step_length(term.multiplier, move.term.multiplier))
+        return min(primal, term.trusted(move.term)), dual
+
+    def products(self, move: _Move, primal: float, dual: float) -> NDArray:
         """Products of slacks and multipliers after steps of these lengths."""
-        return (self.point.slack + primal * move.slack) * (self.point.multiplier + dual * move.multiplier)
+        point, term = self.point, self.point.term
+        return _products(
+            point.slack + primal * move.slack,
+            point.multiplier + dual * move.multiplier,
+            term.slack + primal * move.term.slack,
+            term.multiplier + dual * move.term.multiplier,
+        )
 
 
-def _newton_step(step: _Linearised, centrality: float, theta: float) -> tuple[_Point, float, float]:
+def _newton_step(step: _Linearised, centrality: float, theta: float) -> tuple[_Move, float, float]:
     """Direction, primal and dual length of the next step."""
-    predictor = step.direction(0.0, theta)
+    point = step.point
+    predictor = step.direction(np.zeros(point.slack.size + point.term.slack.size), theta)
     reached = float(step.products(predictor, *step.lengths(predictor)).mean())
     centring = (reached / centrality) ** 3
     tau, theta = centring * centrality, theta * max(centring, 0.1)
-    products = tau - predictor.slack * predictor.multiplier
+    products = tau - _products(
+        predictor.slack, predictor.multiplier, predictor.term.slack, predictor.term.multiplier
+    )
     move = step.direction(products, theta)
     primal, dual = step.lengths(move)
     for _ in range(_CORRECTORS):
@@ -180,12 +225,12 @@ def _newton_step(step: _Linearised, centrality: float, theta: float) -> tuple[_P
     return move, primal, dual
 
 
-def _starting_point(problem: Problem, sign: NDArray, S: NDArray) -> _Point:
+def _starting_point(problem: Problem, system: NewtonSystem, sign: NDArray, S: NDArray) -> _Point:
     n_samples = len(sign)
-    typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.target)))
+    typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.zero.R)))
     slack = np.maximum(sign * (problem.A @ S), 0.1 * typical / np.sqrt(n_samples))
     multiplier = np.full(sign.shape, problem.beta / np.sqrt(n_samples), dtype=S.dtype)
-    return _Point(S, slack, multiplier, np.zeros_like(S))
+    return _Point(S, slack, multiplier, np.zeros_like(S), loss_term(problem, system.fit(S)))
 
 
 def _blocks(problem: Problem, point: _Point, smooth: NDArray) -> NDArray:
@@ -215,5 +260,5 @@ def _weighted_grams(A: NDArray, weights: NDArray) -> NDArray:
 
 def _step_length(x: NDArray, dx: NDArray) -> float:
     """Largest step, at most one, that keeps `x` positive by a margin."""
-    shrink = float((-dx / x).max())
+    shrink = float((-dx / x).max(initial=0.0))
     return min(1.0, _TO_BOUNDARY / shrink) if shrink > 0 else 1.0

@@ -61,6 +61,8 @@ _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
+# Rounding of the loss' kinks in the program, as a share of the tolerance: the dual point is then unique.
+_ROUNDING = 0.1
 # Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
@@ -127,17 +129,12 @@ class _Generation:
     def __init__(self, problem: Problem, options: Options) -> None:
         self.problem, self.options = problem, options
         # Descent and search run in single precision: all that is reported is computed in the problem's own.
-        self.single = Problem(
-            problem.A.astype(np.float32, copy=False),
-            problem.Y.astype(np.float32, copy=False),
-            problem.beta,
-            problem.fit_intercept,
-        )
-        rank, n_outputs = problem.A.shape[1], problem.Y.shape[1]
+        self.single = problem.astype(np.float32)
+        rank, n_outputs = problem.A.shape[1], problem.n_outputs
         nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
         self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
         self.found = Candidates(*nothing, np.zeros(0))
-        self.dual = _DualPoint(problem.target, self.neurons, np.inf)
+        self.dual = _DualPoint(problem.feasible(problem.zero.R), self.neurons, np.inf)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         # With several outputs a round may well fail to improve: the directions turn by descent only.
@@ -162,7 +159,7 @@ class _Generation:
 
     def _first_size(self) -> int:
         problem = self.problem
-        strength = problem.beta / max(float(np.linalg.norm(problem.target)), 1e-30)
+        strength = problem.beta / max(float(np.linalg.norm(problem.zero.R)), 1e-30)
         wanted = (66 if self.several else 33) / np.sqrt(strength)
         largest = _DEAREST_STEP / (2 * problem.A.size)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
@@ -219,7 +216,7 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            self.neurons = self.neurons.resized(self.single)
+            self.neurons = self.neurons.resized(self.single.smoothed(self._round_widths()[-1]))
             self._descend_again()
         if most is not None and len(self.neurons) > most:
             largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
@@ -230,11 +227,13 @@ class _Generation:
 
     def _descend_again(self) -> None:
         neurons = self.neurons
-        if self._is_dear(len(neurons)):
-            self._descend(neurons.S, neurons.U, _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS, 1e-5)
-        else:
-            widths = _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
-            self._descend(neurons.S, neurons.U, widths, _ROUND_STEPS, 1e-5)
+        n_steps = _ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS
+        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, 1e-5)
+
+    def _round_widths(self) -> tuple[float, ...]:
+        if self._is_dear(len(self.neurons)):
+            return _ROUND_DEAR_WIDTHS
+        return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
         return 2.0 * self.problem.A.size * n_neurons > _DEAR_STEP
@@ -252,7 +251,7 @@ class _Generation:
             deadline=self.options.deadline,
         )
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
-        self.neurons = Neurons.of_network(self.problem, S, V, negligible)
+        self.neurons = Neurons.of_network(self.problem, S, V, negligible, widths[-1])
 
     def _solve_program(self) -> None:
         """Solve the convex program over the arrangements of the neurons."""
@@ -260,23 +259,20 @@ class _Generation:
         relative = max(self.options.tol, 0.3 * min(self.gap, 0.3))
         accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
         neurons = self.neurons.merged()
-        S = solve_over_arrangements(
-            self.problem,
+        S, R = solve_over_arrangements(
+            self.problem.smoothed(_ROUNDING * self.options.tol),
             neurons.patterns,
             neurons.U,
             neurons.S,
             tol=float(np.clip(accuracy, 1e-13, 1e-6)),
         )
-        self.neurons = neurons.solved(self.problem, S, _NEGLIGIBLE)
+        self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
         thorough = self.way is _Way.PROGRAM and self.standing_still > 0
         stages = THOROUGH if thorough else QUICK
-        R = self.problem.residual(self.neurons.S, self.neurons.U)
+        R = self.neurons.R
         self.found = self._searched(R, self.neurons, stages)
-        self._state_gap(R)
-
-    def _state_gap(self, R: NDArray) -> None:
         self._refute()
         bound = self._bound(R, self.found.largest)
         self.gap = 1 - bound / self.neurons.objective
@@ -327,7 +323,7 @@ class _Generation:
     def _decide(self, progress: float) -> None:
         options = self.options
         if self.gap <= options.tol:
-            R = self.problem.residual(self.neurons.S, self.neurons.U)
+            R = self.neurons.R
             self._confirm(R, self.neurons)
             self.gap = 1 - self._bound(R, self.found.largest) / self.neurons.objective
             if self.gap <= options.tol:
@@ -377,7 +373,7 @@ class _Generation:
         if problem.objective(merged.S, merged.U) <= objective * (1 + 1e-12):
             S, V = balanced(merged.S, merged.U)
             objective = problem.objective(S, V)
-        idle = 0.5 * float(np.vdot(problem.target, problem.target))
+        idle = problem.zero.value
         if objective > (1 - 1e-9) * idle:
             # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
             S, V, objective = S[:, :0], V[:0], idle
@@ -385,4 +381,6 @@ class _Generation:
         lower_bound = min(lower_bound, objective)
         converged = objective - lower_bound <= self.options.tol * objective
         message = "" if self.message == _CONVERGED else self.message
-        return Solution(S, V, objective, lower_bound, "estimated", self.n_iter, converged, message)
+        return Solution(
+            S, V, self.dual.R, objective, lower_bound, "estimated", self.n_iter, converged, message
+        )

@@ -15,6 +15,8 @@ from skcvxbn.solvers.search import Candidates
 _ENTRY_SIZE = 1e-3
 # Sizes below this share of the largest are zeros of the quadratic program.
 _NO_SIZE = 1e-5
+# How often a change of the sizes is halved before it is given up.
+_HALVINGS = 4
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,37 @@ class Neurons:
         Arrangements. On a kink they say on which side the neuron counts.
     objective : float
         Objective of the network they make.
+    R : ndarray of shape (n_samples, n_outputs)
+        Dual point that belongs to it.
     """
 
     S: NDArray
     U: NDArray
     patterns: NDArray
-    objective: float = np.inf
+    objective: float
+    R: NDArray
 
     @classmethod
-    def of_network(cls, problem: Problem, S: NDArray, V: NDArray, negligible: float) -> Neurons:
-        """Neurons of a network of any scaling, but for those of less than this share of the largest."""
+    def of_network(
+        cls, problem: Problem, S: NDArray, V: NDArray, negligible: float, rounding: float = 0.0
+    ) -> Neurons:
+        """Neurons of a network of any scaling, but for those of less than this share of the largest.
+
+        Where the loss has kinks, its subgradients are too many to choose the dual point from: it is that of
+        the loss with kinks rounded by `rounding`.
+        """
         dtype = problem.A.dtype
         S, V = S.astype(dtype, copy=False), V.astype(dtype, copy=False)
         alive = without_negligible(S, V, negligible)
         S, V = S[:, alive], V[alive]
         lengths = np.linalg.norm(V, axis=1)
         S, U = S * lengths, V / lengths[:, None]
-        return cls(S, U, problem.A @ S > 0, problem.objective(S, U))
+        H = problem.A @ S
+        patterns = H > 0
+        output = problem.smoothed(rounding).at(np.maximum(H, 0, out=H) @ U)
+        value = problem.loss.value(output.F) if rounding else output.value
+        objective = value + problem.beta * problem.penalty(S, U)
+        return cls(S, U, patterns, objective, problem.feasible(output.R))
 
     def __len__(self) -> int:
         """Return the number of neurons."""
@@ -55,11 +71,11 @@ class Neurons:
 
     def take(self, which: NDArray) -> Neurons:
         """Keep some of the neurons."""
-        return Neurons(self.S[:, which], self.U[which], self.patterns[:, which], self.objective)
+        return replace(self, S=self.S[:, which], U=self.U[which], patterns=self.patterns[:, which])
 
-    def solved(self, problem: Problem, S: NDArray, negligible: float) -> Neurons:
+    def solved(self, problem: Problem, S: NDArray, R: NDArray, negligible: float) -> Neurons:
         """Return the same neurons with other hidden directions, but for the negligible ones."""
-        kept = replace(self, S=S).take(without_negligible(S, self.U, negligible))
+        kept = replace(self, S=S, R=R).take(without_negligible(S, self.U, negligible))
         return replace(kept, objective=problem.objective(kept.S, kept.U))
 
     def merged(self) -> Neurons:
@@ -80,37 +96,56 @@ class Neurons:
         S, U = newcomers.S.astype(dtype), newcomers.U.astype(dtype)
         size = _ENTRY_SIZE * float(np.linalg.norm(self.S, axis=0).max(initial=0)) if len(self) else 1e-2
         on = problem.A @ S
-        entering = Neurons(size * S, U, on > resolution)
+        entering = replace(self, S=size * S, U=U, patterns=on > resolution)
         known = set(self._keys())
         new = np.array([key not in known for key in entering._keys()], dtype=bool)
         entering = entering.take(np.flatnonzero(new))
-        return Neurons(
-            np.hstack([self.S, entering.S]),
-            np.vstack([self.U, entering.U]),
-            np.hstack([self.patterns, entering.patterns]),
-            self.objective,
+        return replace(
+            self,
+            S=np.hstack([self.S, entering.S]),
+            U=np.vstack([self.U, entering.U]),
+            patterns=np.hstack([self.patterns, entering.patterns]),
         )
 
     def resized(self, problem: Problem) -> Neurons:
         """Find the best sizes for fixed directions; neurons that get none leave.
 
-        A nonnegative quadratic program in as many unknowns as neurons, by accelerated projected gradient
-        steps: it brings newcomers to their place at the price of one matrix product.
+        A nonnegative quadratic program in as many unknowns as neurons, the Newton model of the loss, by
+        accelerated projected gradient steps: it brings newcomers to their place at the price of one matrix
+        product. `problem` is one whose loss has no kinks.
         """
         if len(self) == 0:
             return self
         dtype = problem.A.dtype
         sizes = np.linalg.norm(self.S, axis=0)
         directions, U = (self.S / sizes).astype(dtype), self.U.astype(dtype)
-        H = problem.hidden(directions)
-        linear = np.einsum("kj,kj->j", H, problem.target @ U.T) - problem.beta
-        H = problem.without_bias(H)
-        gram = (H.T @ H) * (U @ U.T)
-        sizes = improved_sizes(gram, linear, sizes.astype(dtype))
-        resized = replace(self, S=directions.astype(self.S.dtype) * sizes.astype(self.S.dtype))
-        return resized.take(np.flatnonzero(sizes > _NO_SIZE * sizes.max(initial=0)))
+        H, sizes = problem.hidden(directions), sizes.astype(dtype)
+        output = problem.at(H @ (U * sizes[:, None]))
+        value = output.value + problem.beta * float(sizes.sum())
+        decrease = np.einsum("kj,kj->j", H, output.R @ U.T) - problem.beta
+        gram = _weighted_gram(problem, H, problem.loss.row_curvature(output.F)) * (U @ U.T)
+        move = improved_sizes(gram, gram @ sizes + decrease, sizes) - sizes
+        for halving in range(_HALVINGS):
+            trial = sizes + 0.5**halving * move
+            if problem.at(H @ (U * trial[:, None])).value + problem.beta * float(trial.sum()) < value:
+                break
+        else:
+            return self
+        resized = replace(self, S=directions.astype(self.S.dtype) * trial.astype(self.S.dtype))
+        return resized.take(np.flatnonzero(trial > _NO_SIZE * trial.max(initial=0)))
 
     def _keys(self) -> list[tuple[bytes, bytes]]:
         packed = np.packbits(self.patterns, axis=0).T
         rounded = np.round(self.U, 3) + 0.0
         return [(p.tobytes(), u.tobytes()) for p, u in zip(packed, rounded, strict=True)]
+
+
+def _weighted_gram(problem: Problem, H: NDArray, weight: NDArray) -> NDArray:
+    """Inner products of the columns of `H`, rows weighted, without what the bias reaches."""
+    roots = np.sqrt(weight)
+    weighted = roots * H
+    if problem.fit_intercept:
+        direction = roots[:, 0] * problem.A[:, -1]
+        direction /= max(float(np.linalg.norm(direction)), float(np.finfo(direction.dtype).tiny))
+        weighted -= np.outer(direction, direction @ weighted)
+    return weighted.T @ weighted

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import Interrupted, _SmoothNetwork, descend, random_network
 from skcvxbn.whitening import whiten
@@ -16,7 +17,7 @@ WIDTHS = (0.5, 0.1, 0.02, 0.004, 1e-3)
 def make(n_outputs=1, fit_intercept=False, beta=0.2):
     rng = np.random.default_rng(n_outputs)
     A = whiten(rng.standard_normal((25, 4))).A
-    return Problem(A, rng.standard_normal((25, n_outputs)), beta, fit_intercept)
+    return Problem(A, LinearQuadratic(rng.standard_normal((25, n_outputs)), 1.0), beta, fit_intercept)
 
 
 BOTH = pytest.mark.parametrize(("n_outputs", "fit_intercept"), [(1, False), (1, True), (3, False), (3, True)])
@@ -33,7 +34,7 @@ def test_the_gradient_is_the_slope_of_the_value(width, n_outputs, fit_intercept)
     # The value by its definition: half a parabola between -w and w, the bias fitted by least squares.
     T, w = problem.A @ S, width * np.linalg.norm(S, axis=0) / 5
     H = np.where(np.abs(T) < w, (T + w) ** 2 / (4 * w), np.maximum(T, 0))
-    R = problem.Y - H @ V
+    R = problem.loss.target - H @ V
     if fit_intercept:
         R -= problem.A[:, -1:] @ np.linalg.lstsq(problem.A[:, -1:], R)[0]
     expected = 0.5 * np.sum(R**2) + 0.1 * (np.sum(S**2) + np.sum(V**2))
@@ -69,7 +70,7 @@ def test_descent_ends_near_a_stationary_point(n_outputs, fit_intercept):
     S, V = descend(problem, S, V, widths=WIDTHS, n_steps=300)
     size = np.linalg.norm(S, axis=0) * np.linalg.norm(V, axis=1)
     alive = size > 1e-3 * size.max()
-    R = problem.residual(S, V)
+    R = problem.dual_point(S, V)
     along = np.einsum("nj,nc,jc->j", problem.hidden(S), R, V)[alive]
     # Along its own scale each neuron is stationary, kink or not: v^T R^T (A s)_+ = beta ||s|| ||v||.
     assert_allclose(along, problem.beta * size[alive], rtol=1e-3, atol=1e-4)
@@ -98,11 +99,11 @@ def test_a_deadline_ends_the_descent():
     assert problem.objective(*late) == pytest.approx(problem.objective(S, V))
 
 
-def test_random_networks_have_about_a_third_of_the_target():
+def test_random_networks_have_about_a_third_of_the_dual_point_at_zero():
     problem = make(2, True)
     S, V = random_network(problem, 40, np.random.RandomState(1))
-    output = np.linalg.norm(problem.without_bias(problem.hidden(S) @ V))
-    assert output == pytest.approx(0.3 * np.linalg.norm(problem.target))
+    output = np.linalg.norm(problem.hidden(S) @ V)
+    assert output == pytest.approx(0.3 * np.linalg.norm(problem.zero.R))
     assert_allclose(np.linalg.norm(S, axis=0), np.linalg.norm(V, axis=1))
 
 
@@ -126,12 +127,12 @@ def test_above_the_largest_beta_the_network_vanishes():
     S, V = descend(
         problem, *random_network(problem, 10, np.random.RandomState(0)), widths=WIDTHS, n_steps=100
     )
-    assert problem.objective(S, V) == pytest.approx(0.5 * np.sum(problem.Y**2), rel=1e-9)
+    assert problem.objective(S, V) == pytest.approx(0.5 * np.sum(problem.loss.target**2), rel=1e-9)
 
 
 def test_float32_stays_float32():
     wide = make(2, True)
-    narrow = Problem(wide.A.astype(np.float32), wide.Y.astype(np.float32), 0.2, True)
+    narrow = wide.astype(np.float32)
     S, V = random_network(narrow, 10, np.random.RandomState(0))
     assert S.dtype == V.dtype == np.float32
     S, V = descend(narrow, S, V, widths=WIDTHS, n_steps=100)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from skcvxbn.arrangements import sampled_arrangements
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
@@ -21,7 +22,8 @@ def instance(n=40, d=4, n_outputs=1, fit_intercept=True, n_arrangements=60, seed
     X = rng.standard_normal((n, d))
     Y = np.maximum(X @ rng.standard_normal((d, n_outputs)), 0) + 0.3 * rng.standard_normal((n, n_outputs))
     Y /= np.linalg.norm(Y)
-    return Problem(whiten(X).A, Y, 0.05, fit_intercept), sampled_arrangements(X, None, n_arrangements, rng)
+    problem = Problem(whiten(X).A, LinearQuadratic(Y, 1.0), 0.05, fit_intercept)
+    return problem, sampled_arrangements(X, None, n_arrangements, rng)
 
 
 @pytest.mark.parametrize("fit_intercept", [False, True])
@@ -29,7 +31,7 @@ def instance(n=40, d=4, n_outputs=1, fit_intercept=True, n_arrangements=60, seed
 def test_sampled_arrangements_agree_with_cvxpy(seed, fit_intercept, options):
     pytest.importorskip("cvxpy")
     problem, patterns = instance(fit_intercept=fit_intercept, seed=seed)
-    reference = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=fit_intercept)
+    reference = solve_cvxpy(problem.A, problem.loss, problem.beta, patterns, fit_intercept=fit_intercept)
     solution = solve_fixed_arrangements(problem, options(1e-8), patterns)
     assert solution.objective == pytest.approx(reference.objective, rel=1e-6)
     assert reference.objective * (1 - 1e-6) <= solution.lower_bound <= reference.objective * (1 + 1e-8)
@@ -40,7 +42,7 @@ def test_sampled_arrangements_agree_with_cvxpy(seed, fit_intercept, options):
 def test_several_outputs_lie_between_the_reference_and_its_bound(options):
     pytest.importorskip("cvxpy")
     problem, patterns = instance(n=20, d=2, n_outputs=3, n_arrangements=12)
-    reference = solve_cvxpy(problem.A, problem.Y, problem.beta, patterns, fit_intercept=True)
+    reference = solve_cvxpy(problem.A, problem.loss, problem.beta, patterns, fit_intercept=True)
     solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
     assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 1e-5)
     assert solution.certificate == "estimated"
@@ -65,7 +67,8 @@ def test_one_linear_neuron_of_each_sign_is_a_second_order_cone_program(options):
     problem, _ = instance(n=12, d=2)
     s, t, shift = cp.Variable(3), cp.Variable(3), cp.Variable()
     fitted = problem.A @ (s - t) + problem.A[:, -1] * shift
-    objective = cp.sum_squares(fitted - problem.Y[:, 0]) / 2 + problem.beta * (cp.norm(s) + cp.norm(t))
+    squares = cp.sum_squares(fitted - problem.loss.target[:, 0])
+    objective = squares / 2 + problem.beta * (cp.norm(s) + cp.norm(t))
     program = cp.Problem(cp.Minimize(objective), [problem.A @ s >= 0, problem.A @ t >= 0])
     program.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
     solution = solve_fixed_arrangements(problem, options(1e-8), np.ones((12, 1), dtype=bool))
@@ -74,10 +77,10 @@ def test_one_linear_neuron_of_each_sign_is_a_second_order_cone_program(options):
 
 def test_all_off_and_a_beta_too_large_give_the_zero_network(options):
     problem, patterns = instance()
-    half = 0.5 * np.sum(problem.target**2)
+    half = 0.5 * np.sum(problem.zero.R**2)
     for case, columns in (
         (problem, np.zeros((40, 1), dtype=bool)),
-        (replace(problem, beta=1.001 * largest_beta(problem.A, problem.target)), patterns),
+        (replace(problem, beta=1.001 * largest_beta(problem.A, problem.zero.R)), patterns),
     ):
         solution = solve_fixed_arrangements(case, options(), columns)
         assert solution.S.shape == (5, 0)
@@ -104,7 +107,7 @@ def assert_feasible(problem, patterns, S):
 @pytest.mark.parametrize("fit_intercept", [False, True])
 def test_every_neuron_lies_in_the_cone_of_an_arrangement(fit_intercept, ratio, n_outputs, options):
     problem, patterns = instance(n=30, d=3, n_outputs=n_outputs, fit_intercept=fit_intercept)
-    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
     solution = solve_fixed_arrangements(problem, options(1e-4, max_iter=8), patterns)
     assert solution.S.shape[1] > 0
     assert_feasible(problem, patterns, solution.S)
@@ -115,7 +118,7 @@ def test_every_neuron_lies_in_the_cone_of_an_arrangement(fit_intercept, ratio, n
 @pytest.mark.parametrize("ratio", [0.3, 0.1, 1e-2])
 def test_the_gap_closes_to_a_millionth(ratio, n, options):
     problem, patterns = instance(n=n, d=6, n_arrangements=150)
-    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
     solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
     assert solution.converged
     assert 0 <= solution.objective - solution.lower_bound <= 1e-6 * solution.objective
@@ -127,7 +130,7 @@ def test_the_zoo_agrees_with_the_reference(case, options):
     problem, reference = case.problem, case.reference
     solution = solve_fixed_arrangements(problem, options(1e-7), case.patterns, complete=True)
     assert_feasible(problem, case.patterns, solution.S)
-    if problem.Y.shape[1] == 1:
+    if problem.n_outputs == 1:
         assert solution.certificate == "exact"
         assert solution.objective == pytest.approx(reference.objective, rel=1e-6)
         assert solution.lower_bound == pytest.approx(reference.objective, rel=1e-6)
@@ -141,7 +144,7 @@ def test_optimality_conditions_hold_neuron_by_neuron(options):
     tol = 1e-8
     solution = solve_fixed_arrangements(problem, options(tol), patterns)
     S, signs = solution.S, np.sign(solution.V[:, 0])
-    R = problem.residual(solution.S, solution.V)
+    R = problem.dual_point(solution.S, solution.V)
     directions = S / np.linalg.norm(S, axis=0)
     # Stationarity along each neuron: its own dual constraint is tight. Complementarity: and no other is
     # violated, which the projection of each gradient on its cone says.
@@ -160,7 +163,7 @@ def test_fewer_features_than_the_rank_of_the_sample_would_need(options):
     X = rng.standard_normal((12, 2)) @ rng.standard_normal((2, 5))
     X = np.vstack([X, X[:6]])
     y = np.abs(X[:, :1]) + 0.1 * rng.standard_normal((18, 1))
-    problem = Problem(whiten(X).A, y / np.linalg.norm(y), 0.05, True)
+    problem = Problem(whiten(X).A, LinearQuadratic(y / np.linalg.norm(y), 1.0), 0.05, True)
     assert problem.A.shape[1] == 3
     patterns = sampled_arrangements(X, None, 40, rng)
     solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
@@ -209,7 +212,7 @@ def test_neurons_are_balanced_and_the_solution_is_deterministic(options):
 @pytest.mark.parametrize("ratio", [1e-2, 1e-4])
 def test_weak_regularisation(ratio, options):
     problem, patterns = instance(n=20, d=2, fit_intercept=False)
-    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
     solution = solve_fixed_arrangements(problem, options(1e-4), patterns)
     assert solution.converged
     assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-9)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.whitening import whiten
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def instance(n, d, n_neurons, n_outputs, fit_intercept, seed=0, beta=0.2):
     rng = np.random.default_rng([n, d, n_neurons, n_outputs, seed])
     A = whiten(rng.standard_normal((n, d))).A
-    problem = Problem(A, rng.standard_normal((n, n_outputs)), beta, fit_intercept)
+    problem = Problem(A, LinearQuadratic(rng.standard_normal((n, n_outputs)), 1.0), beta, fit_intercept)
     S = rng.standard_normal((d + 1, n_neurons))
     U = rng.standard_normal((n_neurons, n_outputs))
     U /= np.linalg.norm(U, axis=1, keepdims=True)
@@ -29,7 +32,7 @@ def by_cvxpy(problem, patterns, U):
     D = patterns.astype(float)
     S, shift = cp.Variable((A.shape[1], D.shape[1])), cp.Variable((1, U.shape[1]))
     bias = A[:, -1:] @ shift if problem.fit_intercept else 0
-    loss = cp.sum_squares(cp.multiply(D, A @ S) @ U + bias - problem.Y) / 2
+    loss = cp.sum_squares(cp.multiply(D, A @ S) @ U + bias - problem.loss.target) / 2
     program = cp.Problem(
         cp.Minimize(loss + problem.beta * cp.sum(cp.norm(S, 2, axis=0))), [cp.multiply(2 * D - 1, A @ S) >= 0]
     )
@@ -39,7 +42,7 @@ def by_cvxpy(problem, patterns, U):
 
 def value(problem, patterns, U, S):
     """The program's objective, with the gates of the arrangement and not those of S."""
-    R = problem.Y - (patterns * (problem.A @ S)) @ U
+    R = problem.loss.target - (patterns * (problem.A @ S)) @ U
     if problem.fit_intercept:
         R = R - R.mean(axis=0)
     return 0.5 * np.sum(R**2) + problem.beta * np.linalg.norm(S, axis=0).sum()
@@ -55,7 +58,7 @@ SIZES = [(12, 2, 6), (10, 3, 12), (60, 2, 5), (40, 5, 4), (8, 1, 1)]
 def test_the_optimum_is_that_of_cvxpy(n, d, n_neurons, n_outputs, fit_intercept):
     problem, patterns, U, S = instance(n, d, n_neurons, n_outputs, fit_intercept)
     expected, expected_S = by_cvxpy(problem, patterns, U)
-    solution = solve_over_arrangements(problem, patterns, U, 0.1 * S, tol=1e-10)
+    solution = solve_over_arrangements(problem, patterns, U, 0.1 * S, tol=1e-10)[0]
     assert value(problem, patterns, U, solution) == pytest.approx(expected, rel=1e-7)
     # Feasible, so the program's value is not bought by leaving the cells.
     signs = np.where(patterns, 1, -1)
@@ -69,9 +72,9 @@ def test_both_ways_of_solving_the_newton_system_agree(fit_intercept):
     # One output takes the side of the rows here; in two columns the same target takes that of the unknowns.
     problem, patterns, U, S = instance(12, 3, 8, 1, fit_intercept)
     direction = np.array([[0.6, -0.8]])
-    twice = Problem(problem.A, problem.Y @ direction, problem.beta, fit_intercept)
-    rows = solve_over_arrangements(problem, patterns, U, S, tol=1e-11)
-    unknowns = solve_over_arrangements(twice, patterns, U @ direction, S, tol=1e-11)
+    twice = replace(problem, loss=LinearQuadratic(problem.loss.target @ direction, 1.0))
+    rows = solve_over_arrangements(problem, patterns, U, S, tol=1e-11)[0]
+    unknowns = solve_over_arrangements(twice, patterns, U @ direction, S, tol=1e-11)[0]
     assert 8 * 4 > 12
     np.testing.assert_allclose(rows, unknowns, atol=1e-6)
     assert value(problem, patterns, U, rows) == pytest.approx(value(problem, patterns, U, unknowns), rel=1e-9)
@@ -83,7 +86,7 @@ def test_the_guess_does_not_matter(size):
     expected, _ = by_cvxpy(problem, patterns, U)
     rng = np.random.default_rng(5)
     for guess in (size * S, size * rng.standard_normal(S.shape), np.zeros_like(S)):
-        solution = solve_over_arrangements(problem, patterns, U, guess, tol=1e-9)
+        solution = solve_over_arrangements(problem, patterns, U, guess, tol=1e-9)[0]
         assert value(problem, patterns, U, solution) == pytest.approx(expected, rel=1e-6)
 
 
@@ -100,15 +103,16 @@ def test_the_same_neuron_many_times_is_one_neuron(n_outputs, repeats):
     problem, patterns, U, S = instance(15, 2, 4, n_outputs, False)
     expected, _ = by_cvxpy(problem, patterns, U)
     many = [np.tile(patterns, repeats), np.tile(U, (repeats, 1)), np.tile(S, repeats)]
-    solution = solve_over_arrangements(problem, *many, tol=1e-9)
+    solution = solve_over_arrangements(problem, *many, tol=1e-9)[0]
     assert value(problem, many[0], many[1], solution) == pytest.approx(expected, rel=1e-6)
 
 
 def test_neurons_the_optimum_does_without_vanish():
     problem, patterns, U, S = instance(20, 2, 6, 1, False, beta=100.0)
-    solution = solve_over_arrangements(problem, patterns, U, S, tol=1e-9)
+    solution = solve_over_arrangements(problem, patterns, U, S, tol=1e-9)[0]
     assert np.linalg.norm(solution, axis=0).max() < 1e-6
-    assert value(problem, patterns, U, solution) == pytest.approx(0.5 * np.sum(problem.Y**2), rel=1e-8)
+    half = 0.5 * np.sum(problem.loss.target**2)
+    assert value(problem, patterns, U, solution) == pytest.approx(half, rel=1e-8)
 
 
 @pytest.mark.parametrize("beta", [1e-2, 1e-3])
@@ -116,13 +120,13 @@ def test_neurons_the_optimum_does_without_vanish():
 def test_weak_regularisation(n_outputs, beta):
     problem, patterns, U, S = instance(10, 3, 10, n_outputs, True, beta=beta)
     expected, _ = by_cvxpy(problem, patterns, U)
-    solution = solve_over_arrangements(problem, patterns, U, S, tol=1e-8)
+    solution = solve_over_arrangements(problem, patterns, U, S, tol=1e-8)[0]
     assert value(problem, patterns, U, solution) == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 def test_the_work_is_counted_on_the_smaller_side():
     problem, *_ = instance(12, 2, 6, 1, False)
     assert work_per_step(problem, 1000) < work_per_step(
-        Problem(problem.A, np.ones((12, 2)), 1.0, False), 1000
+        Problem(problem.A, LinearQuadratic(np.ones((12, 2)), 1.0), 1.0, False), 1000
     )
     assert work_per_step(problem, 10) < work_per_step(problem, 20)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.path import largest_beta
 from skcvxbn.solvers import neuron_generation, solve
 from skcvxbn.solvers.base import Problem
@@ -22,14 +23,14 @@ def instance(n=40, d=3, n_outputs=1, fit_intercept=True, ratio=0.1, seed=0):
     rng = np.random.default_rng([n, d, n_outputs, seed])
     X = rng.standard_normal((n, d))
     Y = np.sin(2 * X @ rng.standard_normal((d, n_outputs))) + 0.3 * rng.standard_normal((n, n_outputs))
-    problem = Problem(whiten(X).A, Y / np.linalg.norm(Y), 1.0, fit_intercept)
-    return replace(problem, beta=ratio * largest_beta(problem.A, problem.target))
+    problem = Problem(whiten(X).A, LinearQuadratic(Y / np.linalg.norm(Y), 1.0), 1.0, fit_intercept)
+    return replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
 
 
 def test_diabetes_reaches_the_known_optimum_from_every_seed(options):
     X, y = load_diabetes(return_X_y=True)
     y = (y - y.mean()) / y.std()
-    problem = Problem(whiten(X).A, y[:, None], 1.41495, fit_intercept=False)
+    problem = Problem(whiten(X).A, LinearQuadratic(y[:, None], 1.0), 1.41495, fit_intercept=False)
     solutions = [solve(problem, options(1e-4, seed=seed)) for seed in range(3)]
     for solution in solutions:
         assert solution.objective <= 133.16
@@ -79,7 +80,7 @@ def test_the_same_seed_gives_the_same_network(options):
 @pytest.mark.parametrize("fit_intercept", [False, True])
 def test_the_largest_beta_separates_zero_from_nonzero(n_outputs, fit_intercept, options):
     above = instance(20, 2, n_outputs, fit_intercept, ratio=1 + 1e-4)
-    half = 0.5 * np.sum(above.target**2)
+    half = 0.5 * np.sum(above.zero.R**2)
     solution = generate_neurons(above, options())
     assert solution.objective == pytest.approx(half, rel=1e-6)
     assert solution.lower_bound == pytest.approx(half, rel=1e-6)
@@ -104,7 +105,7 @@ def test_max_neurons_is_respected(max_neurons, n_outputs, options):
     solution = generate_neurons(problem, options(1e-4, max_neurons=max_neurons))
     assert 1 <= len(solution.V) <= max_neurons
     # Better than nothing, not better than the optimum, and the bound is still one of the free problem.
-    assert free.lower_bound <= solution.objective < 0.5 * np.sum(problem.target**2)
+    assert free.lower_bound <= solution.objective < 0.5 * np.sum(problem.zero.R**2)
     assert solution.lower_bound <= free.objective
     start = generate_neurons(problem, options(1e-4, max_neurons=max_neurons), (free.S, free.V))
     assert len(start.V) <= max_neurons
@@ -161,7 +162,7 @@ def test_weak_regularisation_reaches_a_small_gap(n_outputs, ratio, gap, options)
 def test_hardly_any_regularisation_still_returns_a_network(seed, options):
     problem = instance(12, 1, fit_intercept=seed % 2 == 0, ratio=1e-6, seed=seed)
     solution = generate_neurons(problem, options(1e-4))
-    assert 0 <= solution.lower_bound <= solution.objective < 1e-2 * np.sum(problem.target**2)
+    assert 0 <= solution.lower_bound <= solution.objective < 1e-2 * np.sum(problem.zero.R**2)
 
 
 def test_a_stopped_solver_still_states_a_true_bound(options):
@@ -193,7 +194,7 @@ def test_an_interrupted_solver_returns_the_best_network_so_far(options, monkeypa
     assert 0 < solution.lower_bound <= generate_neurons(problem, options(1e-4)).objective
     assert solution.objective == pytest.approx(problem.objective(solution.S, solution.V), rel=1e-12)
     # Two rounds were done: the network is far better than none.
-    assert solution.objective < 0.9 * 0.5 * np.sum(problem.target**2)
+    assert solution.objective < 0.9 * 0.5 * np.sum(problem.zero.R**2)
 
 
 def test_max_time_returns_the_best_network_so_far(options):
@@ -220,7 +221,7 @@ def test_an_interrupt_of_the_first_descent_keeps_its_network(options, monkeypatc
     solution = generate_neurons(problem, options())
     assert solution.message == "interrupted"
     assert solution.lower_bound == 0
-    assert 0 < solution.objective < 0.9 * 0.5 * np.sum(problem.target**2)
+    assert 0 < solution.objective < 0.9 * 0.5 * np.sum(problem.zero.R**2)
 
 
 def test_verbose_prints_a_line_a_round(options, capsys):
@@ -236,7 +237,7 @@ def test_verbose_prints_a_line_a_round(options, capsys):
 def test_input_is_left_untouched(options):
     problem = instance(n_outputs=2)
     start = generate_neurons(problem, options(1e-3))
-    arrays = [problem.A, problem.Y, start.S, start.V]
+    arrays = [problem.A, problem.loss.target, start.S, start.V]
     copies = [M.copy() for M in arrays]
     generate_neurons(problem, options(1e-3), (start.S, start.V))
     for M, copy in zip(arrays, copies, strict=True):
@@ -246,7 +247,7 @@ def test_input_is_left_untouched(options):
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_float32_data_reach_the_same_optimum(n_outputs, options):
     problem = instance(n_outputs=n_outputs)
-    narrow = Problem(problem.A.astype(np.float32), problem.Y.astype(np.float32), problem.beta, True)
+    narrow = problem.astype(np.float32)
     solution = generate_neurons(narrow, options(1e-4))
     # An interior point step in single precision is good for about three digits.
     assert solution.objective == pytest.approx(generate_neurons(problem, options(1e-4)).objective, rel=1e-3)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import optimize
 
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates
@@ -15,9 +18,13 @@ from skcvxbn.whitening import whiten
 def make(n_outputs=1, fit_intercept=True, n_neurons=6, beta=0.05):
     rng = np.random.default_rng(n_outputs)
     A = whiten(rng.standard_normal((30, 3))).A
-    problem = Problem(A, rng.standard_normal((30, n_outputs)), beta, fit_intercept)
+    problem = Problem(A, LinearQuadratic(rng.standard_normal((30, n_outputs)), 1.0), beta, fit_intercept)
     S, V = rng.standard_normal((4, n_neurons)), rng.standard_normal((n_neurons, n_outputs))
     return problem, Neurons.of_network(problem, S, V, 0.0)
+
+
+def without_bias(problem, M):
+    return M - np.outer(problem.A[:, -1], problem.A[:, -1] @ M) if problem.fit_intercept else M
 
 
 @pytest.mark.parametrize("fit_intercept", [False, True])
@@ -28,13 +35,13 @@ def test_sizes_are_those_of_nonnegative_least_squares(n_outputs, fit_intercept):
     unit = neurons.S / np.linalg.norm(neurons.S, axis=0)
     F = np.stack(
         [
-            problem.without_bias(np.outer(h, u)).ravel()
+            without_bias(problem, np.outer(h, u)).ravel()
             for h, u in zip(problem.hidden(unit).T, neurons.U, strict=True)
         ],
         axis=1,
     )
     # The penalty beta * sum(c) as a linear term: half ||F c - y||^2 + beta sum(c), by bounded quasi-Newton.
-    y = problem.target.ravel()
+    y = problem.zero.R.ravel()
 
     def value(c):
         r = F @ c - y
@@ -49,10 +56,11 @@ def test_neurons_of_the_same_kind_merge_and_the_network_stays():
     problem, neurons = make(2)
     # The second is a neighbour of the first in the same arrangement, with the same output direction.
     close = neurons.S[:, :1] * 0.3
-    double = Neurons(
-        np.hstack([neurons.S, close]),
-        np.vstack([neurons.U, neurons.U[:1]]),
-        np.hstack([neurons.patterns, neurons.patterns[:, :1]]),
+    double = replace(
+        neurons,
+        S=np.hstack([neurons.S, close]),
+        U=np.vstack([neurons.U, neurons.U[:1]]),
+        patterns=np.hstack([neurons.patterns, neurons.patterns[:, :1]]),
     )
     merged = double.merged()
     assert len(merged) == len(neurons)

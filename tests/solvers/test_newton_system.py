@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from skcvxbn.losses import Diagonal, LinearQuadratic
+from skcvxbn.losses.curvature import Categorical
 from skcvxbn.solvers import newton_system
 from skcvxbn.solvers.base import Problem
-from skcvxbn.solvers.newton_system import NewtonSystem, work_of_system
+from skcvxbn.solvers.newton_system import FactorisedSystem, NewtonSystem, work_of_system
 from skcvxbn.whitening import whiten
+
+UNIT = Diagonal(np.ones((15, 1)))
 
 
 def instance(n=15, d=3, n_neurons=6, n_outputs=1, fit_intercept=True, seed=0):
     rng = np.random.default_rng([n, d, n_neurons, n_outputs, seed])
     A = whiten(rng.standard_normal((n, d))).A
-    problem = Problem(A, rng.standard_normal((n, n_outputs)), 0.1, fit_intercept)
+    problem = Problem(A, LinearQuadratic(rng.standard_normal((n, n_outputs)), 1.0), 0.1, fit_intercept)
     D = (A @ rng.standard_normal((A.shape[1], n_neurons)) > 0).astype(float)
     U = rng.standard_normal((n_neurons, n_outputs))
     U /= np.linalg.norm(U, axis=1, keepdims=True)
@@ -28,12 +32,30 @@ def spread_blocks(rng, n_neurons, rank, low, high):
     return np.matmul(Q * values[:, None, :], Q.transpose(0, 2, 1))
 
 
-def dense(system, blocks):
-    """The matrix itself, column by column, from the definition of ``F``."""
+def curvature_of(kind, n, n_outputs, rng):
+    """A curvature with large and small weights."""
+    if kind == "unit":
+        return Diagonal(np.ones((n, 1)))
+    if kind == "diagonal":
+        return Diagonal(10.0 ** rng.uniform(-3, 3, (n, n_outputs)))
+    P = rng.dirichlet(np.full(n_outputs, 0.5), size=n)
+    return Categorical(P, rng.uniform(0.5, 2, (n, 1)))
+
+
+def dense(system, curvature, blocks):
+    """The matrix itself, column by column, from the definition of ``F``; the bias by its Schur complement."""
     n_neurons, rank = blocks.shape[:2]
     basis = np.eye(n_neurons * rank).reshape(-1, n_neurons, rank).transpose(0, 2, 1)
-    F = np.stack([system.fit(X).ravel() for X in basis], axis=1)
-    matrix = F.T @ F
+    fits = [system.fit(X) for X in basis]
+    F = np.stack([fit.ravel() for fit in fits], axis=1)
+    WF = np.stack([(curvature @ fit).ravel() for fit in fits], axis=1)
+    matrix = F.T @ WF
+    if system.problem.fit_intercept:
+        e, n_outputs = system.A[:, -1:], system.problem.n_outputs
+        E = [e * unit for unit in np.eye(n_outputs)]
+        WE = np.stack([(curvature @ column).ravel() for column in E], axis=1)
+        EWE = np.stack([column.ravel() for column in E], axis=1).T @ WE
+        matrix -= (F.T @ WE) @ np.linalg.pinv(EWE) @ (WE.T @ F)
     for j, block in enumerate(blocks):
         matrix[j * rank : (j + 1) * rank, j * rank : (j + 1) * rank] += block
     return matrix
@@ -46,10 +68,8 @@ def test_fit_is_the_definition_and_adjoint_its_transpose(n_outputs, fit_intercep
     X = rng.standard_normal((problem.A.shape[1], 6))
     system = NewtonSystem(problem, D, U)
     expected = sum(np.outer(D[:, j] * (problem.A @ X[:, j]), U[j]) for j in range(6))
-    if fit_intercept:
-        expected -= expected.mean(axis=0)
     np.testing.assert_allclose(system.fit(X), expected, atol=1e-12)
-    R = problem.without_bias(rng.standard_normal(problem.Y.shape))
+    R = rng.standard_normal(problem.loss.shape)
     assert np.vdot(system.adjoint(R), X) == pytest.approx(np.vdot(R, system.fit(X)))
 
 
@@ -57,16 +77,19 @@ def test_fit_is_the_definition_and_adjoint_its_transpose(n_outputs, fit_intercep
 @pytest.mark.parametrize(("low", "high"), [(1, 4), (-4, -1), (-6, 8)])
 @pytest.mark.parametrize("n_neurons", [2, 30])
 @pytest.mark.parametrize("fit_intercept", [False, True])
-@pytest.mark.parametrize("n_outputs", [1, 3])
-def test_solutions_are_those_of_the_dense_matrix(n_outputs, fit_intercept, n_neurons, low, high):
+@pytest.mark.parametrize(
+    ("n_outputs", "kind"), [(1, "unit"), (3, "unit"), (1, "diagonal"), (3, "diagonal"), (3, "categorical")]
+)
+def test_solutions_are_those_of_the_dense_matrix(n_outputs, kind, fit_intercept, n_neurons, low, high):
     problem, D, U, rng = instance(n_neurons=n_neurons, n_outputs=n_outputs, fit_intercept=fit_intercept)
     rank = problem.A.shape[1]
     system = NewtonSystem(problem, D, U)
     blocks = spread_blocks(rng, n_neurons, rank, low, high)
-    matrix = dense(system, blocks)
+    curvature = curvature_of(kind, len(problem.A), n_outputs, rng)
+    matrix = dense(system, curvature, blocks)
     expected = rng.standard_normal((rank, n_neurons))
     b = (matrix @ expected.T.ravel()).reshape(n_neurons, rank).T
-    solved = system.factorise(blocks)(b, 1e-12)
+    solved = FactorisedSystem(system, curvature, blocks).solve(b, 1e-12)
     # The energy norm is that in which Newton's method measures its directions.
     error = (solved - expected).T.ravel()
     assert error @ matrix @ error <= 1e-10 * (expected.T.ravel() @ matrix @ expected.T.ravel())
@@ -78,24 +101,26 @@ def test_a_smaller_preconditioner_changes_no_solution(n_outputs, monkeypatch):
     blocks = spread_blocks(rng, 20, problem.A.shape[1], -2, 2)
     b = rng.standard_normal((problem.A.shape[1], 20))
     system = NewtonSystem(problem, D, U)
-    one = system.factorise(blocks)(b, 1e-13)
+    one = FactorisedSystem(system, UNIT, blocks).solve(b, 1e-13)
     monkeypatch.setattr(newton_system, "_LARGEST_ROWS", 0)
     monkeypatch.setattr(newton_system, "_LARGEST_FACTOR", 5)
-    np.testing.assert_allclose(system.factorise(blocks)(b, 1e-13), one, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        FactorisedSystem(system, UNIT, blocks).solve(b, 1e-13), one, rtol=1e-7, atol=1e-9
+    )
 
 
 def test_a_looser_tolerance_takes_fewer_iterations(monkeypatch):
     problem, D, U, rng = instance(n_neurons=20)
     monkeypatch.setattr(newton_system, "_SMALL_EIGENVALUE", np.inf)
     system = NewtonSystem(problem, D, U)
-    solve = system.factorise(spread_blocks(rng, 20, problem.A.shape[1], -2, 0))
+    factorised = FactorisedSystem(system, UNIT, spread_blocks(rng, 20, problem.A.shape[1], -2, 0))
     b = rng.standard_normal((problem.A.shape[1], 20))
     counts = []
     fit = system.fit
     for tol in (1e-2, 1e-10):
         calls = []
         monkeypatch.setattr(system, "fit", lambda X, calls=calls: calls.append(1) or fit(X))
-        solve(b, tol)
+        factorised.solve(b, tol)
         counts.append(len(calls))
     assert counts[0] < counts[1]
 
@@ -103,13 +128,16 @@ def test_a_looser_tolerance_takes_fewer_iterations(monkeypatch):
 def test_an_indefinite_block_is_an_error():
     problem, D, U, _ = instance()
     with pytest.raises(np.linalg.LinAlgError):
-        NewtonSystem(problem, D, U).factorise(-np.eye(problem.A.shape[1])[None].repeat(6, axis=0))
+        FactorisedSystem(
+            NewtonSystem(problem, D, U), UNIT, -np.eye(problem.A.shape[1])[None].repeat(6, axis=0)
+        )
 
 
 def test_a_right_hand_side_of_zeros_has_the_solution_zero():
     problem, D, U, rng = instance()
-    solve = NewtonSystem(problem, D, U).factorise(spread_blocks(rng, 6, problem.A.shape[1], -1, 1))
-    np.testing.assert_array_equal(solve(np.zeros((problem.A.shape[1], 6)), 1e-8), 0)
+    blocks = spread_blocks(rng, 6, problem.A.shape[1], -1, 1)
+    factorised = FactorisedSystem(NewtonSystem(problem, D, U), UNIT, blocks)
+    np.testing.assert_array_equal(factorised.solve(np.zeros((problem.A.shape[1], 6)), 1e-8), 0)
 
 
 def test_the_work_grows_with_the_neurons():

@@ -1,0 +1,291 @@
+r"""Piecewise linear-quadratic losses: errors squared, absolute, of Huber, of a quantile, and the hinges.
+
+All of them are the largest value over a box of a quadratic,
+
+.. math:: L(F) = \sum_{ic} \max_{l_{ic} \le v_{ic} \le u_{ic}}
+          v_{ic} (F_{ic} - T_{ic}) - \tfrac s2 v_{ic}^2 ,
+
+where v is the gradient and its conjugate is what stands under the maximum. The squared error has s = 1 and no
+box, Huber's a box, the absolute error, the quantile and the hinge have s = 0. Where s = 0, or small next to
+the box, the loss has kinks; a larger s rounds them off (Nesterov, 2005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcvxbn.losses._bias import monotone_roots
+from skcvxbn.losses.base import Box, Loss
+from skcvxbn.losses.curvature import Diagonal
+
+Array = NDArray[Any]
+
+# Where a loss has kinks, this much rounding selects the dual point: of all subgradients the shortest.
+_LEAST_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class LinearQuadratic(Loss):
+    """A piecewise linear-quadratic loss.
+
+    Parameters
+    ----------
+    target : ndarray of shape (n_samples, n_outputs)
+        ``T``.
+    rounding : float
+        ``s``, the inverse of the curvature of the quadratic pieces.
+    lower, upper : ndarray of shape (n_samples, n_outputs) or None
+        The box of the gradient; it holds zero. None where there is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.losses import huber
+    >>> loss = huber(np.array([[0.0], [0.0]]), np.ones(2), epsilon=1.0)
+    >>> value, dual = loss.evaluate(np.array([[0.5], [3.0]]))
+    >>> value, dual.ravel().tolist()
+    (2.625, [-0.5, -1.0])
+    """
+
+    target: Array
+    rounding: float
+    lower: Array | None = None
+    upper: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Shape of the outputs."""
+        return self.target.shape[0], self.target.shape[1]
+
+    @property
+    def box(self) -> Box | None:  # type: ignore[override]
+        """The box of the dual variable, which is minus the gradient."""
+        if self.lower is None or self.upper is None:
+            return None
+        return Box(self.target, self.rounding, -self.upper, -self.lower)
+
+    def evaluate(self, F: Array) -> tuple[float, Array]:
+        """Value and dual point."""
+        distance = F - self.target
+        gradient = self._clipped(distance / max(self.rounding, _LEAST_ROUNDING))
+        value = _inner(gradient, distance) - 0.5 * self.rounding * _inner(gradient, gradient)
+        return value, -gradient
+
+    def _clipped(self, gradient: Array) -> Array:
+        return gradient if self.lower is None else np.clip(gradient, self.lower, self.upper)
+
+    def dual_value(self, R: Array) -> float:
+        """Dual objective."""
+        return _inner(R, self.target) - 0.5 * self.rounding * _inner(R, R)
+
+    def dual_slope(self, R: Array, along: Array) -> float:
+        """Derivative of the dual objective."""
+        return _inner(along, self.target) - self.rounding * _inner(R, along)
+
+    def largest_multiple(self, R: Array) -> float:
+        """Largest multiple in the box."""
+        if self.box is None:
+            return np.inf
+        lower, upper = self.box.lower, self.box.upper
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = np.where(R > 0, upper / R, np.where(R < 0, lower / R, np.inf))
+        # Rounding of a bound is not a violation of it.
+        return float(room.min(initial=np.inf)) * (1 + 4 * float(np.finfo(R.dtype).eps))
+
+    def best_bias(self, F: Array, direction: Array, start: Array | None = None) -> Array:
+        """Coefficients of the best bias."""
+        distance = F - self.target
+        if self.lower is None:
+            return -(direction @ distance)
+        rounding = max(self.rounding, _LEAST_ROUNDING)
+        column = direction[:, None]
+
+        def slope(bias: Array) -> tuple[Array, Array, Array]:
+            free = (distance + column * bias) / rounding
+            gradient = self._clipped(free)
+            inside = free == gradient
+            up, down = direction @ np.maximum(gradient, 0), direction @ np.maximum(-gradient, 0)
+            return up, down, (direction**2 @ inside) / rounding
+
+        start = np.zeros(F.shape[1], F.dtype) if start is None else start
+        return monotone_roots(slope, start, np.linalg.norm(distance, axis=0))
+
+    def balanced(self, R: Array, direction: Array) -> Array:
+        """Shorten the positive or the negative part, which stays in any box that holds zero."""
+        if self.lower is None:
+            return super().balanced(R, direction)
+        up, down = direction @ np.maximum(R, 0), direction @ np.maximum(-R, 0)
+        level, safe = np.minimum(up, down), np.finfo(R.dtype).tiny
+        return R * np.where(R > 0, level / np.maximum(up, safe), level / np.maximum(down, safe))
+
+    def curvature(self, F: Array) -> Diagonal:
+        """Hessian, which is diagonal."""
+        if self.lower is None:
+            return Diagonal(np.full((len(F), 1), 1 / self.rounding, dtype=F.dtype))
+        free = (F - self.target) / max(self.rounding, _LEAST_ROUNDING)
+        return Diagonal((free == self._clipped(free)) / max(self.rounding, _LEAST_ROUNDING))
+
+    def row_curvature(self, F: Array) -> Array:
+        """Largest curvature of each row."""
+        return self.curvature(F).weights.max(axis=1, keepdims=True)
+
+    def unit(self, direction: Array | None) -> tuple[float, float]:
+        """Units of output and loss."""
+        start = np.zeros_like(self.target)
+        if direction is not None:
+            start = np.outer(direction, self.best_bias(start, direction))
+        output = float(np.linalg.norm(start - self.target))
+        dual = float(np.linalg.norm(self.dual(start)))
+        return output or 1.0, output * dual or 1.0
+
+    def scaled(self, output: float, value: float) -> LinearQuadratic:
+        """Return the loss in other units."""
+        factor = output / value
+        return LinearQuadratic(
+            self.target / output,
+            self.rounding * (value / output) / output,
+            None if self.lower is None else self.lower * factor,
+            None if self.upper is None else self.upper * factor,
+        )
+
+    def smoothed(self, width: float) -> LinearQuadratic:
+        """Return the loss with a curvature of at most ``1 / width``."""
+        if self.lower is None or self.rounding >= width:
+            return self
+        return replace(self, rounding=width)
+
+    def astype(self, dtype: Any) -> LinearQuadratic:
+        """Return the loss in another precision."""
+        bounds = [
+            None if bound is None else bound.astype(dtype, copy=False) for bound in (self.lower, self.upper)
+        ]
+        return LinearQuadratic(self.target.astype(dtype, copy=False), self.rounding, *bounds)
+
+
+def squared_error(Y: Array, weight: Array) -> LinearQuadratic:
+    """``1/2 sum_i w_i ||f_i - y_i||^2``.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    return LinearQuadratic(_weighted(Y, weight), 1.0)
+
+
+def huber(Y: Array, weight: Array, epsilon: float) -> LinearQuadratic:
+    """Half the squared error up to `epsilon`, linear beyond (Huber, 1964).
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+    epsilon : float
+        Error from which on the loss is linear, in the units of the target.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    bound = np.broadcast_to(epsilon * np.sqrt(weight)[:, None], Y.shape)
+    return LinearQuadratic(_weighted(Y, weight), 1.0, -bound, bound)
+
+
+def pinball(Y: Array, weight: Array, quantile: float) -> LinearQuadratic:
+    """``sum_i w_i (quantile (y_i - f_i)_+ + (1 - quantile) (f_i - y_i)_+)``.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+    quantile : float
+        The quantile to predict, between 0 and 1.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    root = np.broadcast_to(np.sqrt(weight)[:, None], Y.shape)
+    return LinearQuadratic(_weighted(Y, weight), 0.0, -quantile * root, (1 - quantile) * root)
+
+
+def absolute_error(Y: Array, weight: Array) -> LinearQuadratic:
+    """``sum_i w_i |f_i - y_i|``, summed over the outputs.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    root = np.broadcast_to(np.sqrt(weight)[:, None], Y.shape)
+    return LinearQuadratic(_weighted(Y, weight), 0.0, -root, root)
+
+
+def hinge(Y: Array, weight: Array) -> LinearQuadratic:
+    """``sum_i w_i (1 - y_i f_i)_+``, summed over the outputs.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets, -1 or 1.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    T = _weighted(Y, weight)
+    return LinearQuadratic(T, 0.0, np.minimum(-T, 0), np.maximum(-T, 0))
+
+
+def squared_hinge(Y: Array, weight: Array) -> LinearQuadratic:
+    """``1/2 sum_i w_i (1 - y_i f_i)_+^2``, summed over the outputs.
+
+    Parameters
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        Targets, -1 or 1.
+    weight : ndarray of shape (n_samples,)
+        Weights of the rows.
+
+    Returns
+    -------
+    LinearQuadratic
+        The loss.
+    """
+    T = _weighted(Y, weight)
+    return LinearQuadratic(T, 1.0, np.where(T > 0, -np.inf, 0.0), np.where(T > 0, 0.0, np.inf))
+
+
+def _weighted(Y: Array, weight: Array) -> Array:
+    return np.sqrt(weight)[:, None] * Y
+
+
+def _inner(first: Array, second: Array) -> float:
+    return float(np.vdot(first, second))
