@@ -13,6 +13,7 @@ leave these. So descent goes first, then both take turns, and the program alone 
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -41,6 +42,8 @@ _CHEAP, _AFFORDABLE = 2e9, 1.2e10
 # With more neurons than this descent goes first, cheap or not: few would be left by the first turn.
 _FEW = 64
 _QUICK_STARTS = 64
+# Tolerance from which on a looser one takes fewer starts.
+_PRECISE = 1e-4
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
 _BATCHES = (THOROUGH, SHARP, SHARP)
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
@@ -52,12 +55,14 @@ _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 # With several outputs and strong regularization wide kinks merge what should stay apart.
 _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
+# A stage ends when ten steps together gain less than this, or than this share of the tolerance.
+_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.1
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
-_DEAR_STEP = 2e9
+_DEAR_STEP = 1e9
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
+_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 33, 128, 512, 1e10
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
@@ -150,11 +155,11 @@ class _Generation:
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(len(V)):
-                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL)
             elif self.several and len(V) < _LARGEST_WIDTH:
-                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
-                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
@@ -164,8 +169,8 @@ class _Generation:
     def _first_size(self) -> int:
         problem = self.problem
         strength = problem.beta / max(float(np.linalg.norm(problem.zero.R)), 1e-30)
-        wanted = (66 if self.several else 33) / np.sqrt(strength)
-        largest = _DEAREST_STEP / (2 * problem.A.size)
+        wanted = _WIDTH / np.sqrt(strength)
+        largest = _DEAREST_STEP / self._descent_work(1)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
         return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
@@ -234,7 +239,7 @@ class _Generation:
     def _descend_again(self) -> None:
         neurons = self.neurons
         n_steps = _ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS
-        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, 1e-5)
+        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, _ROUND_TOL)
 
     def _round_widths(self) -> tuple[float, ...]:
         if self._is_dear(len(self.neurons)):
@@ -242,7 +247,12 @@ class _Generation:
         return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
-        return 2.0 * self.problem.A.size * n_neurons > _DEAR_STEP
+        return self._descent_work(n_neurons) > _DEAR_STEP
+
+    def _descent_work(self, n_neurons: int) -> float:
+        """Multiplications and additions of a step of descent, roughly."""
+        n_samples, rank = self.problem.A.shape
+        return n_samples * n_neurons * (4.0 * rank + 6.0 * self.problem.n_outputs)
 
     def _descend(self, S: NDArray, V: NDArray, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
         # Through double precision: the product of the scales of a newcomer is small.
@@ -253,7 +263,7 @@ class _Generation:
             V.astype(np.float32),
             widths=widths,
             n_steps=n_steps,
-            tol=tol,
+            tol=max(tol, _TOL_SHARE * self.options.tol),
             deadline=self.options.deadline,
         )
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
@@ -310,8 +320,10 @@ class _Generation:
         # Single precision finds a maximum to six digits.
         problem = self.single if options.tol >= 1e-5 else self.problem
         A, dtype = problem.A, problem.A.dtype
-        wanted = _QUICK_STARTS if stages is QUICK else options.search_starts
-        n_starts = min(wanted, affordable_starts(A, stages))
+        # A gap of percents needs no violation to the last digit.
+        effort = math.sqrt(min(1.0, _PRECISE / options.tol))
+        wanted = _QUICK_STARTS if stages is QUICK else max(8, int(effort * options.search_starts))
+        n_starts = min(wanted, affordable_starts(A, stages, effort))
         S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
         lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
         values = np.linalg.norm(self.problem.hidden(S).T @ R, axis=1) / lengths
@@ -341,7 +353,8 @@ class _Generation:
             if self.gap <= options.tol:
                 self.message = _CONVERGED
                 return
-            self.way = _Way.PROGRAM
+            if self.way is _Way.TURNS:
+                self.way = _Way.PROGRAM
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress)
         elif progress < _STANDSTILL * options.tol and not narrower:
