@@ -69,15 +69,15 @@ class LossTerm(Protocol):
         """Dual variable that the linearised equations ask for where the output does not move."""
         ...
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
-        """Move of everything that goes with a move of the output."""
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array | float) -> TermMove:
+        """Move of everything that goes with moves of the output and of the dual variable."""
         ...
 
     def trusted(self, move: TermMove) -> float:
         """Largest step over which the linearisation is to be trusted."""
         ...
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> LossTerm:
+    def moved(self, fit: Array, move: TermMove, length: float) -> LossTerm:
         """Return the term after a step, with the output `fit` but for the bias."""
         ...
 
@@ -116,14 +116,14 @@ class _SmoothTerm:
     def pull(self, products: Array | float) -> Array:
         return self.R
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
-        return TermMove(dF, bias, -(self.curvature @ dF), self.slack, self.multiplier)
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array | float) -> TermMove:
+        return TermMove(dF, bias, dR, self.slack, self.multiplier)
 
     def trusted(self, move: TermMove) -> float:
         return self._problem.loss.trusted(move.F)
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> _SmoothTerm:
-        return _SmoothTerm(self._problem, fit, self._bias + primal * move.bias)
+    def moved(self, fit: Array, move: TermMove, length: float) -> _SmoothTerm:
+        return _SmoothTerm(self._problem, fit, self._bias + length * move.bias)
 
 
 class _BoxedTerm:
@@ -189,8 +189,7 @@ class _BoxedTerm:
         lower, upper = self._spread(products / self.multiplier)
         return self.R + self._weights * (self._distance - upper + lower)
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
-        dR = pull - self.R - self._weights * dF
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array | float) -> TermMove:
         multiplier = self._gathered(dR, -dR)
         slack = products / self.multiplier - self.slack - self.slack / self.multiplier * multiplier
         return TermMove(dF, bias, dR, slack, multiplier)
@@ -198,13 +197,13 @@ class _BoxedTerm:
     def trusted(self, move: TermMove) -> float:
         return np.inf
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> _BoxedTerm:
+    def moved(self, fit: Array, move: TermMove, length: float) -> _BoxedTerm:
+        bias, R = self._bias + length * move.bias, self.R + length * move.R
+        F = fit + np.outer(self._problem.A[:, -1], bias)
+        lower, upper = self._spread(self.slack + length * move.slack)
+        # The inaccuracy of the step goes where it can do no harm: into the slacks.
+        error = self._box.target - F - self._box.rounding * R - upper + lower
+        slack = self._gathered(lower + np.maximum(-error, 0), upper + np.maximum(error, 0))
         return _BoxedTerm(
-            self._problem,
-            self._box,
-            fit,
-            self._bias + primal * move.bias,
-            self.R + dual * move.R,
-            self.slack + primal * move.slack,
-            self.multiplier + dual * move.multiplier,
+            self._problem, self._box, fit, bias, R, slack, self.multiplier + length * move.multiplier
         )
