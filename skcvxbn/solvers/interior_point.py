@@ -197,19 +197,20 @@ class _Linearised:
         of_loss = products[point.slack.size :]
         ratio = point.multiplier / point.slack
         multiplier = of_cones / point.slack - ratio * self.state.outside
-        pull = term.pull(of_loss)
-        free = factor.without_bias(pull)
-        rhs = system.A.T @ (self.sign * multiplier) + system.adjoint(free) - point.norms.pull(tau, correction)
+        push = term.push(of_loss)
+        taken = factor.taken_by_bias(term.R + push)
+        rhs = system.A.T @ (self.sign * multiplier) + system.adjoint(term.R + push - taken)
+        rhs -= point.norms.pull(tau, correction)
         dS, image = factor.solve(rhs, self.accuracy)
         moved = self.sign * (system.A @ dS)
         dF = system.fit(dS)
-        bias = factor.best_bias(pull - term.curvature @ dF)
+        bias = factor.best_bias(term.R + push - term.curvature @ dF)
         dF += np.outer(system.A[:, -1], bias)
         return _Move(
             moved + self.state.outside,
             multiplier - point.multiplier - ratio * moved,
             point.norms.move(dS, tau, correction),
-            term.move(dF, bias, free - term.R - image, of_loss),
+            term.move(dF, bias, push - taken - image, of_loss),
         )
 
     def length(self, move: _Move) -> float:

@@ -121,11 +121,11 @@ class FactorisedSystem:
             return np.zeros(pull.shape[1], dtype=pull.dtype)
         return self._inverse_along @ (self._bias @ pull)
 
-    def without_bias(self, pull: NDArray) -> NDArray:
-        """Return a pull on the output less what the bias takes of it."""
+    def taken_by_bias(self, pull: NDArray) -> NDArray:
+        """Return what the best bias takes of a pull on the output."""
         if self._bias is None:
-            return pull
-        return pull - self._curvature @ np.outer(self._bias, self.best_bias(pull))
+            return np.zeros_like(pull)
+        return self._curvature @ np.outer(self._bias, self.best_bias(pull))
 
     def _without_reached(self, Z: NDArray) -> NDArray:
         """Project on what ``M^T E`` does not reach."""
