@@ -82,9 +82,20 @@ class NormTerm:
         t, dual = self.lengths + self.excess, np.linalg.norm(self.Z, axis=0)
         primal_root = np.sqrt(self.excess * (t + self.lengths))
         dual_root = np.sqrt(self.room * (self.beta + dual))
-        cosine = self.products / (primal_root * dual_root)
-        w = (self.S / primal_root + self.Z / dual_root) / np.sqrt(2 * (1 + cosine))
-        return _Scaling(w, np.sqrt(1 + (w**2).sum(axis=0)), primal_root / dual_root)
+        # Half the angle between both points as vectors of unit length in the Lorentz metric.
+        half = np.sqrt((1 + self.products / (primal_root * dual_root)) / 2)
+        x0, x, y0, y = t / primal_root, self.S / primal_root, self.beta / dual_root, -self.Z / dual_root
+        w = (x - y) / (2 * half)
+        centre = ((half + x0) * y + (half + y0) * x) / (x0 + y0 + 2 * half)
+        determinant = primal_root * dual_root
+        size = np.sqrt(determinant)
+        return _Scaling(
+            w=w,
+            w0=np.sqrt(1 + (w**2).sum(axis=0)),
+            ratio=primal_root / dual_root,
+            centre=(size * half, size * centre),
+            determinant=determinant,
+        )
 
     @property
     def curvature(self) -> Array:
@@ -122,10 +133,8 @@ class NormTerm:
     def correction(self, move: NormMove) -> _Pair:
         """Terms of second order that a move leaves out (Mehrotra's corrector)."""
         scaling = self._scaling
-        centre = scaling.apply((np.full_like(self.excess, self.beta), -self.Z))
         product = _product(scaling.divide((move.t, move.S)), scaling.apply((np.zeros_like(move.t), -move.Z)))
-        determinant = self.excess * (2 * self.lengths + self.excess)
-        first, rest = scaling.divide(_quotient(centre, product, determinant / scaling.ratio))
+        first, rest = scaling.divide(_quotient(scaling.centre, product, scaling.determinant))
         return -first, -rest
 
     def step_length(self, move: NormMove) -> float:
@@ -144,11 +153,16 @@ class NormTerm:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """The map ``H`` with ``H (t, s) = (beta, -z)``: of the Lorentz vectors ``(w0, w)``, times a ratio."""
+    """The map ``H`` with ``H (t, s) = (beta, -z)``: of the Lorentz vectors ``(w0, w)``, times a ratio.
+
+    The root of ``H`` and its inverse bring both to the same point, the centre, of this determinant.
+    """
 
     w: Array
     w0: Array
     ratio: Array
+    centre: _Pair
+    determinant: Array
 
     @property
     def along(self) -> Array:
