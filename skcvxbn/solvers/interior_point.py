@@ -40,8 +40,8 @@ _NORM_WEIGHT = 10.0
 _LEAST_PRODUCTS = 0.1
 # Accuracy of the Newton directions, in shares of the gap and between these limits.
 _SOLVE_ACCURACY, _LEAST_ACCURATE, _MOST_ACCURATE = 1e-6, 1e-6, 1e-14
-# The method ends after so many steps that bring nothing: floating point has reached its limits.
-_PATIENCE = 10
+# The method ends after so many steps that lower the error by less: floating point has reached its limits.
+_PATIENCE, _PROGRESS = 10, 0.9
 # Curvature added in all directions, next to F^T F with blocks of norm at most one: along a neuron the norm is
 # linear, and without it the inverse of a block overflows what the solution of the system can cancel.
 _PROXIMAL = 1e-7
@@ -136,7 +136,7 @@ def solve_over_arrangements(
     least, patience = math.inf, _PATIENCE
     for _ in range(max_iter):
         state = _State.at(system, sign, point)
-        patience = _PATIENCE if state.error < least else patience - 1
+        patience = _PATIENCE if state.error < _PROGRESS * least else patience - 1
         if state.error < least:
             best, least = point, state.error
         if least <= tol or patience == 0:
@@ -248,7 +248,9 @@ def _newton_step(step: _Linearised) -> tuple[_Move, float]:
     move = step.direction(products, _NORM_WEIGHT * tau, correction)
     length = step.length(move)
     for _ in range(_CORRECTORS):
-        trial = step.products(move, min(1.0, length + _AIM))
+        aim = min(1.0, length + _AIM)
+        trial = step.products(move, aim)
+        correction = norms.recentred(move.norms, aim, _NORM_WEIGHT * tau, _BAND, correction)
         # Products far too large are drawn in by a bounded amount: they would bend the direction most.
         products = products + np.maximum(np.clip(trial, tau / _BAND, tau * _BAND) - trial, -_BAND * tau)
         corrected = step.direction(products, _NORM_WEIGHT * tau, correction)

@@ -137,6 +137,25 @@ class NormTerm:
         first, rest = scaling.divide(_quotient(scaling.centre, product, scaling.determinant))
         return -first, -rest
 
+    def recentred(self, move: NormMove, length: float, tau: float, band: float, correction: _Pair) -> _Pair:
+        """Correct terms so that products after a step of this length are drawn into a band around `tau`."""
+        scaling, (first, rest) = self._scaling, self._scaling.centre
+        primal = scaling.divide((move.t, move.S))
+        dual = scaling.apply((np.zeros_like(move.t), -move.Z))
+        first, rest = _product(
+            (first + length * primal[0], rest + length * primal[1]),
+            (first + length * dual[0], rest + length * dual[1]),
+        )
+        size = np.linalg.norm(rest, axis=0)
+        # The product as a point of the algebra has two eigenvalues.
+        low, high = (
+            np.maximum(np.clip(value, tau / band, tau * band) - value, -band * tau)
+            for value in (first - size, first + size)
+        )
+        change = (low + high) / 2, (high - low) / 2 * rest / _divisor(size)
+        first, rest = scaling.divide(_quotient(scaling.centre, change, scaling.determinant))
+        return correction[0] + first, correction[1] + rest
+
     def step_length(self, move: NormMove) -> float:
         """Largest step, at most one, that keeps the point inside by a margin."""
         return min(

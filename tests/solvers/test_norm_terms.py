@@ -119,3 +119,45 @@ def test_the_distance_to_the_boundary_keeps_its_digits():
             assert float(t - norm(moved.S[:, j])) == pytest.approx(moved.excess[j], rel=0.2)
             room = norm(term.Z[:, j]) + Decimal(float(term.room[j])) - norm(moved.Z[:, j])
             assert float(room) == pytest.approx(moved.room[j], rel=0.2)
+
+
+def shrunk(G, recentring):
+    """Minimise ``1/2 ||s - g||^2 + beta ||s||`` for every column, and count the steps."""
+    term = NormTerm.start(BETA, np.zeros_like(G), 1.0)
+    n_steps = 0
+    while np.abs(G - term.S - term.Z).max() > 1e-12 or term.products.max() > 1e-12:
+        n_steps += 1
+        assert n_steps < 60
+
+        def direction(tau, correction, term=term):
+            # Stationarity, z + dz = g - s - ds, for the linearised dz.
+            matrix = term.curvature + np.eye(len(G))
+            rhs = G - term.S - term.pull(tau, correction)
+            return term.move(np.linalg.solve(matrix, rhs.T[:, :, None])[:, :, 0].T, tau, correction)
+
+        predictor = direction(0.0, term.no_correction())
+        reached = term.moved(predictor, term.step_length(predictor)).products.mean()
+        tau = (reached / term.products.mean()) ** 3 * term.products.mean()
+        correction = term.correction(predictor)
+        move = direction(tau, correction)
+        for _ in range(3 if recentring else 0):
+            correction = term.recentred(move, min(1.0, term.step_length(move) + 0.3), tau, 10.0, correction)
+            corrected = direction(tau, correction)
+            if term.step_length(corrected) < term.step_length(move):
+                break
+            move = corrected
+        term = term.moved(move, term.step_length(move))
+    return term, n_steps
+
+
+def test_the_minimiser_with_a_norm_is_the_shrunk_vector():
+    rng = np.random.default_rng(0)
+    G = rng.standard_normal((4, 40)) * 10.0 ** rng.uniform(-3, 2, 40)
+    lengths = np.linalg.norm(G, axis=0)
+    steps = []
+    for recentring in (False, True):
+        term, n_steps = shrunk(G, recentring)
+        np.testing.assert_allclose(term.S, np.maximum(1 - BETA / lengths, 0) * G, atol=1e-7)
+        np.testing.assert_allclose(term.Z, np.minimum(1, BETA / lengths) * G, atol=1e-7)
+        steps.append(n_steps)
+    assert steps[1] < steps[0] < 30
