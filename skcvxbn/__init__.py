@@ -11,7 +11,7 @@ from skcvxbn.estimators import (
     SVDTruncation,
 )
 from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
-from skcvxbn.path import beta_max
+from skcvxbn.path import beta_max, convex_bn_path
 
 __version__ = "0.1.0"
 
@@ -26,4 +26,5 @@ __all__ = [
     "SVDTruncation",
     "__version__",
     "beta_max",
+    "convex_bn_path",
 ]

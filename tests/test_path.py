@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skcvxbn.path import beta_max, largest_beta
+from skcvxbn.path import beta_max
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
 
