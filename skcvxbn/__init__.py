@@ -7,7 +7,9 @@ from skcvxbn.estimators import (
     ClosedFormBNClassifier,
     ClosedFormBNNet,
     ConvexBNClassifier,
+    ConvexBNClassifierCV,
     ConvexBNRegressor,
+    ConvexBNRegressorCV,
     SVDTruncation,
 )
 from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
@@ -21,7 +23,9 @@ __all__ = [
     "ClosedFormBNClassifier",
     "ClosedFormBNNet",
     "ConvexBNClassifier",
+    "ConvexBNClassifierCV",
     "ConvexBNRegressor",
+    "ConvexBNRegressorCV",
     "DeepBatchNormNetwork",
     "SVDTruncation",
     "__version__",

@@ -154,7 +154,7 @@ def convex_bn_path(
     fit_intercept: bool = True,
     sample_weight: ArrayLike | None = None,
     max_neurons: int | None = None,
-    tol: float = 1e-3,
+    tol: float = 1e-2,
     max_iter: int = 20,
     max_time: float | None = None,
     search_starts: int = 512,
@@ -191,7 +191,7 @@ def convex_bn_path(
         Nonnegative weights; rows of weight zero are left out.
     max_neurons : int, default=None
         Largest number of neurons of a network. None sets no limit.
-    tol : float, default=1e-3
+    tol : float, default=1e-2
         Relative gap at which the training of a network stops.
     max_iter : int, default=20
         Largest number of rounds for each network.
@@ -232,7 +232,7 @@ def convex_bn_path(
     >>> from skcvxbn import convex_bn_path
     >>> X = np.linspace(-1, 1, 21)[:, None]
     >>> betas, networks, objectives, lower_bounds = convex_bn_path(
-    ...     X, np.abs(X[:, 0]), betas=5, random_state=0
+    ...     X, np.abs(X[:, 0]), betas=5, tol=1e-3, random_state=0
     ... )
     >>> bool(np.all(objectives - lower_bounds <= 1e-3 * objectives))
     True

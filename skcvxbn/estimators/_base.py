@@ -122,7 +122,9 @@ class ConvexBNEstimator(NetworkEstimator):
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, y, weight = positive_rows(X, y, weight)
         targets, weight = self._code(y, weight)
-        self._train(self._prepare(X, targets, weight), deadline)
+        training = self._prepare(X, targets, weight)
+        beta = self.beta_ratio * training.beta_max if self.beta is None else self.beta
+        self._train(training, float(beta), deadline)
 
     @abstractmethod
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -131,6 +133,10 @@ class ConvexBNEstimator(NetworkEstimator):
     @abstractmethod
     def _code(self, y: NDArray[Any], weight: Floats) -> tuple[Targets, Floats]:
         """Code targets and weights of rows of positive weight, and set what predictions need of them."""
+
+    @abstractmethod
+    def _coded(self, y: NDArray[Any], weight: Floats) -> tuple[Targets, Floats]:
+        """Code targets and weights of any rows as those of the last `_code`."""
 
     def _prepare(
         self, X: NDArray[Any], targets: Targets, weight: Floats, n_components: int | float | None = None
@@ -147,13 +153,11 @@ class ConvexBNEstimator(NetworkEstimator):
         self._check_provable(training.whitening.rank, training.Y.shape[1])
         return training
 
-    def _train(self, training: Training, deadline: float) -> None:
+    def _train(self, training: Training, beta: float, deadline: float) -> None:
         """Solve the training problem and set the fitted attributes."""
         rng = check_random_state(self.random_state)
         patterns = self._patterns(training, rng)
         options = self._options(rng, deadline)
-        start = self._start(training)
-        beta = float(self.beta_ratio * training.beta_max if self.beta is None else self.beta)
         problem = training.at(beta)
         solution = solve(
             problem,
@@ -161,7 +165,7 @@ class ConvexBNEstimator(NetworkEstimator):
             solver=self.solver,
             patterns=patterns,
             complete=self._enumerates,
-            start=start,
+            start=self._start(training),
         )
         if self.certificate == "exact" and solution.certificate != "exact":
             solution = prove(problem, solution, options, max_time=self.certificate_max_time)

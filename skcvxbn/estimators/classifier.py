@@ -275,14 +275,17 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
 
     def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
         self.classes_, codes = np.unique(y, return_inverse=True)
-        n_classes = len(self.classes_)
-        if n_classes < 2:
+        if len(self.classes_) < 2:
             raise ValueError(
                 f"{type(self).__name__} requires samples of at least 2 classes in the data (rows of weight "
                 f"zero do not count), but the data contains only one class: {self.classes_[0]!r}."
             )
         self.class_weight_ = self._class_weights(codes, weight)
-        return class_targets(codes, n_classes, self.loss), weight * self.class_weight_[codes]
+        return self._coded(y, weight)
+
+    def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+        codes = np.searchsorted(self.classes_, y)
+        return class_targets(codes, len(self.classes_), self.loss), weight * self.class_weight_[codes]
 
     @property
     def _single_output(self) -> bool:

@@ -283,6 +283,9 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
 
     def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
         self._n_dimensions = y.ndim
+        return self._coded(y, weight)
+
+    def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
         return regression_targets(y, self.loss, self.epsilon, self.quantile), weight
 
     @property
