@@ -127,7 +127,7 @@ def clarabel(case: Case, patterns: NDArray, *, limit: float) -> Run:
 
     def work() -> tuple[Network, float]:
         problem = case.problem
-        result = solve_cvxpy(problem.A, problem.loss.target, problem.beta, patterns, fit_intercept=False)
+        result = solve_cvxpy(problem.A, problem.loss, problem.beta, patterns, fit_intercept=False)
         stated = (result.objective - result.lower_bound) / result.objective
         return (result.S, result.V), stated
 

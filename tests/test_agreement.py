@@ -197,7 +197,7 @@ def test_closed_form_for_more_features_than_rows(fit_intercept, options):
     problem = Problem(A, LinearQuadratic(y, 1.0), beta, fit_intercept)
     solution = solve(problem, options(1e-7))
     if fit_intercept:
-        expected = solve_cvxpy(A, y, beta, enumerate_arrangements(A), fit_intercept=True).objective
+        expected = solve_cvxpy(A, problem.loss, beta, enumerate_arrangements(A), fit_intercept=True).objective
     else:
         expected = beta * (positive + negative) - beta**2
     assert solution.objective == pytest.approx(expected, rel=1e-7)

@@ -126,5 +126,11 @@ class Loss(ABC):
         return np.inf
 
     def balanced(self, R: Array, direction: Array) -> Array:
-        """Correct a dual point by rounding so that its columns are orthogonal to the bias."""
-        return R - np.outer(direction, direction @ R)
+        """Correct a dual point a little, within the domain, so that its columns are orthogonal to the bias.
+
+        Of the positive and the negative part of a column the larger one is shortened, which stays in any box
+        that holds zero.
+        """
+        up, down = direction @ np.maximum(R, 0), direction @ np.maximum(-R, 0)
+        level, safe = np.minimum(up, down), np.finfo(R.dtype).tiny
+        return R * np.where(R > 0, level / np.maximum(up, safe), level / np.maximum(down, safe))

@@ -13,6 +13,7 @@ the box, the loss has kinks; a larger s rounds them off (Nesterov, 2005).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from skcvxbn.losses.curvature import Diagonal
 
 Array = NDArray[Any]
 
-# Where a loss has kinks, this much rounding selects the dual point: of all subgradients the shortest.
+# Where a loss has kinks, this much rounding, next to the spread of the targets, selects the dual point: of
+# all subgradients the shortest.
 _LEAST_ROUNDING = 1e-9
 
 
@@ -68,15 +70,34 @@ class LinearQuadratic(Loss):
             return None
         return Box(self.target, self.rounding, -self.upper, -self.lower)
 
+    @cached_property
+    def _selection(self) -> float:
+        """Rounding at which the dual point is selected."""
+        if self.lower is None or self.upper is None:
+            return self.rounding
+        width = self.upper - self.lower
+        if not np.isfinite(width).all():
+            return self.rounding
+        # In units of the width, of which some losses have little for rows of little weight.
+        errors = self.target / np.maximum(width, np.finfo(width.dtype).tiny)
+        spread = np.ptp(errors, axis=0).max() or np.abs(errors).max() or 1.0
+        return max(self.rounding, _LEAST_ROUNDING * float(spread))
+
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
         distance = F - self.target
-        gradient = self._clipped(distance / max(self.rounding, _LEAST_ROUNDING))
-        value = _inner(gradient, distance) - 0.5 * self.rounding * _inner(gradient, gradient)
+        gradient = steepest = self._gradient(distance, self._selection)
+        if self._selection > self.rounding:
+            steepest = self._gradient(distance, self.rounding)
+        value = _inner(steepest, distance) - 0.5 * self.rounding * _inner(steepest, steepest)
         return value, -gradient
 
-    def _clipped(self, gradient: Array) -> Array:
-        return gradient if self.lower is None else np.clip(gradient, self.lower, self.upper)
+    def _gradient(self, distance: Array, rounding: float) -> Array:
+        if self.lower is None or self.upper is None:
+            return distance / rounding
+        if rounding == 0:
+            return np.where(distance > 0, self.upper, self.lower)
+        return np.clip(distance / rounding, self.lower, self.upper)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective."""
@@ -101,33 +122,31 @@ class LinearQuadratic(Loss):
         distance = F - self.target
         if self.lower is None:
             return -(direction @ distance)
-        rounding = max(self.rounding, _LEAST_ROUNDING)
         column = direction[:, None]
 
         def slope(bias: Array) -> tuple[Array, Array, Array]:
-            free = (distance + column * bias) / rounding
-            gradient = self._clipped(free)
-            inside = free == gradient
+            shifted = distance + column * bias
+            gradient = self._gradient(shifted, self._selection)
+            inside = gradient == shifted / self._selection
             up, down = direction @ np.maximum(gradient, 0), direction @ np.maximum(-gradient, 0)
-            return up, down, (direction**2 @ inside) / rounding
+            return up, down, (direction**2 @ inside) / self._selection
 
         start = np.zeros(F.shape[1], F.dtype) if start is None else start
         return monotone_roots(slope, start, np.linalg.norm(distance, axis=0))
 
     def balanced(self, R: Array, direction: Array) -> Array:
-        """Shorten the positive or the negative part, which stays in any box that holds zero."""
+        """Correct a dual point a little; where there is no box, by projection."""
         if self.lower is None:
-            return super().balanced(R, direction)
-        up, down = direction @ np.maximum(R, 0), direction @ np.maximum(-R, 0)
-        level, safe = np.minimum(up, down), np.finfo(R.dtype).tiny
-        return R * np.where(R > 0, level / np.maximum(up, safe), level / np.maximum(down, safe))
+            return R - np.outer(direction, direction @ R)
+        return super().balanced(R, direction)
 
     def curvature(self, F: Array) -> Diagonal:
         """Hessian, which is diagonal."""
         if self.lower is None:
             return Diagonal(np.full((len(F), 1), 1 / self.rounding, dtype=F.dtype))
-        free = (F - self.target) / max(self.rounding, _LEAST_ROUNDING)
-        return Diagonal((free == self._clipped(free)) / max(self.rounding, _LEAST_ROUNDING))
+        distance = F - self.target
+        inside = self._gradient(distance, self._selection) == distance / self._selection
+        return Diagonal(inside.astype(F.dtype) / self._selection)
 
     def row_curvature(self, F: Array) -> Array:
         """Largest curvature of each row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from skcvxbn.losses.logistic import TRUSTED_CHANGE, Logistic
 Array = NDArray[Any]
 
 _LARGEST_CURVATURE = 0.5
-_STEPS, _HALVINGS = 60, 30
+_STEPS = 200
+# A difference of this many units in the last place is rounding.
+_ROUNDING = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +38,8 @@ class Softmax(Loss):
     >>> import numpy as np
     >>> from skcvxbn.losses import log_loss
     >>> loss = log_loss(np.eye(3), np.ones(3))
-    >>> round(loss.value(np.zeros((3, 3))) / np.log(3), 6)
-    3.0
+    >>> round(loss.value(np.zeros((3, 3))), 6)
+    3.295837
     """
 
     indicator: Array
@@ -48,17 +51,24 @@ class Softmax(Loss):
         """Shape of the outputs."""
         return self.indicator.shape[0], self.indicator.shape[1]
 
+    @cached_property
+    def _own(self) -> tuple[Array, Array]:
+        """Index of the entries of the classes."""
+        return np.arange(len(self.indicator)), self.indicator.argmax(axis=1)
+
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
         logits = self.slope * F
         logits -= logits.max(axis=1, keepdims=True)
-        own = np.einsum("ic,ic->i", logits, self.indicator)
+        own = logits[self._own]
         P = np.exp(logits, out=logits)
-        total = P.sum(axis=1)
-        P /= total[:, None]
-        value = float(np.sum(self.scale[:, 0] * (np.log(total) - own), dtype=np.float64))
-        np.subtract(self.indicator, P, out=P)
-        P *= self.scale * self.slope
+        # The other classes by themselves: next to a probability of nearly one they would be lost in rounding.
+        largest = P[self._own] - 1
+        P[self._own] = 0
+        others = P.sum(axis=1)
+        value = float(np.sum(self.scale[:, 0] * (np.log1p(others + largest) - own), dtype=np.float64))
+        P[self._own] = -others
+        P *= -self.scale * self.slope / (1 + (others + largest))[:, None]
         return value, P
 
     def _probabilities(self, F: Array) -> Array:
@@ -89,28 +99,45 @@ class Softmax(Loss):
         return 1 / own if own > 0 else np.inf
 
     def best_bias(self, F: Array, direction: Array, start: Array | None = None) -> Array:
-        """Coefficients of the best bias, by Newton's method; they add up to zero."""
-        column = direction[:, None]
-        bias = np.zeros(F.shape[1]) if start is None else start.astype(np.float64)
-        resolution = 4 * float(np.finfo(F.dtype).eps)
+        """Coefficients of the best bias, which add up to zero, by Newton's method in a trust region."""
+        column, C = direction[:, None], F.shape[1]
+        eps = _ROUNDING * float(np.finfo(F.dtype).eps)
+        bias = np.zeros(C) if start is None else start.astype(np.float64) - start.mean(dtype=np.float64)
+        scale = float(np.linalg.norm(np.ptp(F, axis=1, keepdims=True) + 1 / self.slope))
+        radius = max(scale, float(np.abs(bias).max()))
+        floor = eps * float(direction @ (self.scale * self.slope)[:, 0])
         value, R = self.evaluate(F + column * bias.astype(F.dtype))
-        enough = resolution * float(np.sum(direction * (self.scale * self.slope)[:, 0]))
         for _ in range(_STEPS):
             gradient = -(direction @ R).astype(np.float64)
-            if np.abs(gradient).max() <= enough:
+            if np.all(np.abs(gradient) <= eps * (direction @ np.abs(R) + floor)):
                 break
-            hessian = self.curvature(F + column * bias.astype(F.dtype)).along(direction, len(bias))
-            step = -np.linalg.lstsq(hessian.astype(np.float64), gradient, rcond=1e-12)[0]
-            decrease = -float(gradient @ step)
-            for halving in range(_HALVINGS):
-                trial = bias + 0.5**halving * step
-                trial_value, trial_R = self.evaluate(F + column * trial.astype(F.dtype))
-                if trial_value <= value - 1e-4 * 0.5**halving * decrease + resolution * abs(value):
-                    break
+            length = float(np.linalg.norm(gradient))
+            hessian = self.curvature(F + column * bias.astype(F.dtype)).along(direction, C)
+            step = -np.linalg.solve(hessian + length / radius * np.eye(C), gradient)
+            step -= step.mean()
+            size = float(np.linalg.norm(step))
+            trial = bias + step
+            trial_value, trial_R = self.evaluate(F + column * trial.astype(F.dtype))
+            # A convex function that falls still at the end of a step is less there.
+            fell = direction @ trial_R @ step >= 0 or trial_value < value
+            if not fell and trial_value > (1 + eps) * value:
+                radius = min(radius, size) / 4
+                continue
+            if trial_value >= (1 - eps) * value and np.linalg.norm(direction @ trial_R) > 0.9 * length:
+                break
             bias, value, R = trial, trial_value, trial_R
-            if decrease <= resolution * abs(value) * 1e-3:
-                break
+            radius = 4 * radius if size > radius / 4 else radius
         return bias.astype(F.dtype)
+
+    def balanced(self, R: Array, direction: Array) -> Array:
+        """Correct a dual point a little: move what a class has too much of to those that have too little."""
+        missing = direction @ R
+        mass = (direction[:, None] * self.scale * self.slope).T @ self.indicator
+        taken, given = np.maximum(-missing, 0), np.maximum(missing, 0)
+        share = np.outer(taken / mass, given / max(given.sum(), np.finfo(R.dtype).tiny))
+        move = np.diag(share.sum(axis=1)) - share
+        # Shortened by as much as a row can grow beyond the domain.
+        return (R + self.scale * self.slope * (self.indicator @ move)) / (1 + (taken / mass).max())
 
     def curvature(self, F: Array) -> Categorical:
         """Hessian."""

@@ -5,8 +5,9 @@ Over given arrangements D_i = diag(1[A s >= 0]), G_i = (2 D_i - I) A, and unit o
     minimise    L(F) + beta sum_il || h_il ||_2
     subject to  F = sum_il D_i A h_il g_l^T + e b^T ,  G_i h_il >= 0,
 
-with b = 0 unless there is an intercept. The multiplier of F is the dual point R. The losses are written out
-here once more, and nothing of the program uses their formulas in :mod:`skcvxbn.losses`. One output has the directions +1 and -1 only: this is (P), exactly.
+with b = 0 unless there is an intercept; the multiplier of F is the dual point. The losses are written out
+here once more: the program does not rely on the formulas of :mod:`skcvxbn.losses`. One output has the
+directions +1 and -1 only: this is (P), exactly.
 
 Several outputs have a continuum of directions, and over all of them the program is that of Theorem 2.3: its
 norm ||S||_{c,*} is the least sum of ||h_il|| over the decompositions S = sum_l h_il g_l^T. That norm cannot
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +34,9 @@ from skcvxbn.losses import LinearQuadratic, Logistic, Loss, Softmax
 Floats = NDArray[np.float64]
 Patterns = NDArray[np.bool_]
 
-# What an interior-point method leaves of a zero: a share of all lengths together, or a length for outputs of
-# unit size.
+# What an interior-point method leaves of a zero: a share of all lengths, or a length where outputs are one.
 _ZERO_SHARE, _ZERO_LENGTH = 1e-6, 1e-7
-# Longer steps, as by default, come so close to the boundary of an exponential cone that no next one is possible.
+# Longer steps, as by default, can end so close to the boundary of an exponential cone that none can follow.
 _STEP = 0.9
 # The semidefinite bound uses this many of a cone's inequalities: any subset is valid, all are slow.
 _SDP_ROWS = 30
@@ -158,8 +159,7 @@ def solve_cvxpy(
     program = _Program(
         A, loss.scaled(output, value), beta * (output / value), arrangements, fit_intercept, tol, verbose
     )
-    rng = np.random.default_rng(random_state)
-    C = loss.shape[1]
+    C, rng, lowest = loss.shape[1], np.random.default_rng(random_state), np.inf
     on_somewhere = np.flatnonzero(arrangements.any(axis=0))
     start = np.vstack([np.eye(C), -np.eye(C)])
     index, G = np.repeat(on_somewhere, len(start)), np.tile(start, (on_somewhere.size, 1))
@@ -167,15 +167,19 @@ def solve_cvxpy(
         S, shift, R, status = program.solve(index, G)
         lengths = np.linalg.norm(S, axis=0)
         used = lengths > max(_ZERO_SHARE * lengths.sum(), _ZERO_LENGTH)
-        index, G, S = index[used], G[used], S[:, used]
         if C == 1 or rounds == max_rounds:
             break
         new = list(_violated_pairs(A, R, program.beta * (1 + direction_tol), arrangements, rng))
         if not new:
             break
+        objective = program.network_objective(S, G, shift)
+        # While the objective stays, what is dropped could be found again for ever.
+        if objective < lowest * (1 - direction_tol):
+            lowest, index, G = objective, index[used], G[used]
         index = np.concatenate([index, [i for i, _ in new]])
         G = np.vstack([G, [g for _, g in new]])
     # Once more over the neurons that are used: what the dropped ones carried goes to them.
+    index, G = index[used], G[used]
     S, shift, _, status = program.solve(index, G)
     objective = program.network_objective(S, G, shift)
     lower_bound, dual, bound = _dual_bound(A, program.loss, program.beta, R, arrangements)
@@ -209,17 +213,17 @@ class _Program:
         """Return the blocks (q, m), the intercept's coefficients (C,), the dual point and cvxpy's status."""
         import cvxpy as cp
 
-        F = cp.Variable(self.loss.shape)
-        shift = cp.Variable((1, F.shape[1]))
+        fitted = cp.Variable(self.loss.shape)
+        shift = cp.Variable((1, fitted.shape[1]))
         H = cp.Variable((self.A.shape[1], max(index.size, 1)))
-        network, cells = 0, [H == 0]
+        network, cells = 0, H == 0
         if index.size:
             D = self.arrangements[:, index].astype(np.float64)
             network = cp.multiply(D, self.A @ H) @ G
-            cells = [cp.multiply(2 * D - 1, self.A @ H) >= 0]
-        fit = F == network + self.A[:, -1:] @ shift
-        value, constraints = _written_out(self.loss, F)
-        constraints += [fit, *cells]
+            cells = cp.multiply(2 * D - 1, self.A @ H) >= 0
+        fit = fitted == network + self.A[:, -1:] @ shift
+        value, constraints = _written_out(self.loss, fitted)
+        constraints += [fit, cells]
         if not self.fit_intercept:
             constraints.append(shift == 0)
         elif isinstance(self.loss, Softmax):
@@ -227,16 +231,13 @@ class _Program:
             constraints.append(cp.sum(shift) == 0)
         problem = cp.Problem(cp.Minimize(value + self.beta * cp.sum(cp.norm(H, 2, axis=0))), constraints)
         tolerances = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), self.tol)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), suppress(cp.SolverError):
             # cvxpy warns of an inaccurate solution: the status and the gap to the lower bound say it better.
             warnings.simplefilter("ignore", UserWarning)
-            try:
-                problem.solve(cp.CLARABEL, verbose=self.verbose, max_step_fraction=_STEP, **tolerances)
-            except cp.SolverError as error:
-                raise RuntimeError("cvxpy (CLARABEL) found no solution.") from error
+            problem.solve(cp.CLARABEL, verbose=self.verbose, max_step_fraction=_STEP, **tolerances)
         if H.value is None:
             raise RuntimeError(f"cvxpy (CLARABEL) found no solution: status {problem.status}.")
-        b = shift.value[0] if self.fit_intercept else np.zeros(F.shape[1])
+        b = shift.value[0] if self.fit_intercept else np.zeros(fitted.shape[1])
         R = _in_domain(self.loss, fit.dual_value)
         if self.fit_intercept:
             R = self.loss.balanced(R, self.A[:, -1])
@@ -278,13 +279,13 @@ def _written_out(loss: Loss, F: Any) -> tuple[Any, list[Any]]:
 
 
 def _in_domain(loss: Loss, R: Floats) -> Floats:
-    """Move a dual point, which the solver found up to its tolerance, into the domain of the dual objective."""
+    """Move a dual point, which the solver found to its tolerance, into the domain of the dual objective."""
     if isinstance(loss, Logistic):
         return loss.scale * loss.slope * np.clip(R / (loss.scale * loss.slope), 0, 1)
     if isinstance(loss, Softmax):
         P = np.maximum(loss.indicator - R / (loss.scale * loss.slope), 0)
         return loss.scale * loss.slope * (loss.indicator - P / P.sum(axis=1, keepdims=True))
-    return R if loss.box is None else np.clip(R, *loss.box)
+    return R if loss.box is None else np.clip(R, loss.box.lower, loss.box.upper)
 
 
 def _project_on_cone(cone: Floats, target: Floats) -> Floats:
@@ -361,16 +362,15 @@ def _dual_bound(
 def _best_multiple(loss: Loss, R: Floats, most: float) -> float:
     """Multiple of `R`, at most `most`, of the largest dual value, which is concave along `R`."""
 
-    def loss_of_value(t: float) -> float:
+    def negative(t: float) -> float:
         return -loss.dual_value(t * R)
 
     if not np.isfinite(most):
-        most = 1.0
-        while loss_of_value(2 * most) < loss_of_value(most):
+        most = 2.0
+        while negative(most) < negative(most / 2):
             most *= 2
-        most *= 2
-    inside = minimize_scalar(loss_of_value, bounds=(0, most), method="bounded", options={"xatol": 1e-9 * most}).x
-    return min((most, float(inside), 0.0), key=loss_of_value)
+    found = minimize_scalar(negative, bounds=(0.0, most), method="bounded", options={"xatol": 1e-9 * most})
+    return min((most, float(found.x), 0.0), key=negative)
 
 
 def _semidefinite_bound(M: Floats, cone: Floats) -> float:
@@ -389,12 +389,9 @@ def _semidefinite_bound(M: Floats, cone: Floats) -> float:
     H = cp.Variable((M.shape[0], M.shape[0]), PSD=True)
     nonnegative = cone @ H @ cone.T >= 0
     problem: Any = cp.Problem(cp.Maximize(cp.trace(M @ M.T @ H) / scale), [nonnegative, cp.trace(H) == 1])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            problem.solve(solver=cp.CLARABEL)
-    except cp.SolverError:
-        return float(np.sqrt(scale))
+    with warnings.catch_warnings(), suppress(cp.SolverError):
+        warnings.simplefilter("ignore", UserWarning)
+        problem.solve(solver=cp.CLARABEL)
     if nonnegative.dual_value is None:
         return float(np.sqrt(scale))
     N = np.maximum(nonnegative.dual_value + nonnegative.dual_value.T, 0) / 2 * scale

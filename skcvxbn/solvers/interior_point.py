@@ -179,7 +179,7 @@ class _Linearised:
             moved + self.infeasibility,
             multiplier - point.multiplier - ratio * moved,
             dW,
-            term.move(dF, bias, pull, of_loss),
+            term.move(dF, bias, of_loss),
         )
 
     def lengths(self, move: _Move) -> tuple[float, float]:

@@ -65,11 +65,11 @@ class LossTerm(Protocol):
         """``W``."""
         ...
 
-    def pull(self, products: Array | float) -> Array:
+    def pull(self, products: Array) -> Array:
         """Dual variable that the linearised equations ask for where the output does not move."""
         ...
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
+    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
         """Move of everything that goes with a move of the output."""
         ...
 
@@ -113,10 +113,10 @@ class _SmoothTerm:
         self.curvature = problem.loss.curvature(output.F)
         self.slack = self.multiplier = np.zeros(0, dtype=fit.dtype)
 
-    def pull(self, products: Array | float) -> Array:
+    def pull(self, products: Array) -> Array:
         return self.R
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
+    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
         return TermMove(dF, bias, -(self.curvature @ dF), self.slack, self.multiplier)
 
     def trusted(self, move: TermMove) -> float:
@@ -173,24 +173,27 @@ class _BoxedTerm:
         multiplier = np.concatenate([(R - lower)[finite_lower], (upper - R)[finite_upper]])
         return cls(problem, box, fit, output.bias, R, slack, multiplier)
 
-    def _spread(self, values: Array | float) -> tuple[Array, Array]:
+    def _spread(self, values: Array) -> tuple[Array, Array]:
         """Values of the lower and of the upper bounds as matrices, zero where there is no bound."""
         lower, upper = (np.zeros(self.R.shape, dtype=self.R.dtype) for _ in range(2))
         finite_lower, finite_upper = self._finite
         count = np.count_nonzero(finite_lower)
-        values = np.broadcast_to(values, self.slack.shape)
         lower[finite_lower], upper[finite_upper] = values[:count], values[count:]
         return lower, upper
 
     def _gathered(self, lower: Array, upper: Array) -> Array:
         return np.concatenate([lower[self._finite[0]], upper[self._finite[1]]])
 
-    def pull(self, products: Array | float) -> Array:
+    def _force(self, products: Array) -> Array:
         lower, upper = self._spread(products / self.multiplier)
-        return self.R + self._weights * (self._distance - upper + lower)
+        return self._distance - upper + lower
 
-    def move(self, dF: Array, bias: Array, pull: Array, products: Array | float) -> TermMove:
-        dR = pull - self.R - self._weights * dF
+    def pull(self, products: Array) -> Array:
+        return self.R + self._weights * self._force(products)
+
+    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
+        # Not as pull - R: the digits that a small weight leaves of the force would drown in those of R.
+        dR = self._weights * (self._force(products) - dF)
         multiplier = self._gathered(dR, -dR)
         slack = products / self.multiplier - self.slack - self.slack / self.multiplier * multiplier
         return TermMove(dF, bias, dR, slack, multiplier)

@@ -61,8 +61,11 @@ _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
-# Rounding of the loss' kinks in the program, as a share of the tolerance: the dual point is then unique.
+# Rounding of the loss' kinks, as a share of the gap of the last round: it makes the dual point unique, and
+# sharper kinks would make the problem harder than such a gap is worth.
 _ROUNDING = 0.1
+# A gap smaller than this share of the last one is progress too.
+_NARROWING = 0.9
 # Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
@@ -137,6 +140,7 @@ class _Generation:
         self.dual = _DualPoint(problem.feasible(problem.zero.R), self.neurons, np.inf)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
+        self.rounding = _ROUNDING
         # With several outputs a round may well fail to improve: the directions turn by descent only.
         self.several = n_outputs > 1
         self.patience = 6 if self.several else 3
@@ -174,6 +178,7 @@ class _Generation:
         progress = 1 - self.neurons.objective / self.best.objective if len(self.best) else 1.0
         if self.neurons.objective < self.best.objective:
             self.best = self.neurons
+        last_gap = self.gap
         self._search()
         if self.options.verbose:
             print(
@@ -181,7 +186,7 @@ class _Generation:
                 f"  neurons {len(self.neurons)}",
                 flush=True,
             )
-        self._decide(progress)
+        self._decide(progress, self.gap < _NARROWING * last_gap)
 
     def keep(self, S: NDArray, V: NDArray) -> None:
         """Take a network that an interrupt cut short, if it is the best so far."""
@@ -216,7 +221,8 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            self.neurons = self.neurons.resized(self.single.smoothed(self._round_widths()[-1]))
+            rounding = max(self._round_widths()[-1], self.rounding)
+            self.neurons = self.neurons.resized(self.single.smoothed(rounding))
             self._descend_again()
         if most is not None and len(self.neurons) > most:
             largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
@@ -242,7 +248,7 @@ class _Generation:
         # Through double precision: the product of the scales of a newcomer is small.
         S, V = balanced(S.astype(np.float64), V.astype(np.float64))
         S, V = descend(
-            self.single,
+            self.single.smoothed(self.rounding),
             S.astype(np.float32),
             V.astype(np.float32),
             widths=widths,
@@ -251,7 +257,8 @@ class _Generation:
             deadline=self.options.deadline,
         )
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
-        self.neurons = Neurons.of_network(self.problem, S, V, negligible, widths[-1])
+        rounding = max(widths[-1], self.rounding)
+        self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding)
 
     def _solve_program(self) -> None:
         """Solve the convex program over the arrangements of the neurons."""
@@ -260,7 +267,7 @@ class _Generation:
         accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
         neurons = self.neurons.merged()
         S, R = solve_over_arrangements(
-            self.problem.smoothed(_ROUNDING * self.options.tol),
+            self.problem.smoothed(self.rounding),
             neurons.patterns,
             neurons.U,
             neurons.S,
@@ -275,9 +282,11 @@ class _Generation:
         self.found = self._searched(R, self.neurons, stages)
         self._refute()
         bound = self._bound(R, self.found.largest)
-        self.gap = 1 - bound / self.neurons.objective
-        if bound > self._bound(self.dual.R, self.dual.largest):
+        gap = 1 - bound / self.neurons.objective
+        self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0))
+        if bound > self._lower_bound():
             self.dual = _DualPoint(R, self.neurons, self.found.largest)
+        self.gap = 1 - self._lower_bound() / self.best.objective
 
     def _refute(self) -> None:
         """Test the dual point against all that was found since: among bounds the largest may be mistaken."""
@@ -287,6 +296,9 @@ class _Generation:
             values = np.linalg.norm(problem.hidden(S).T @ dual.R, axis=1) / lengths
             dual = replace(dual, largest=max(dual.largest, float(values.max(initial=0.0))))
         self.dual = dual
+
+    def _lower_bound(self) -> float:
+        return self._bound(self.dual.R, self.dual.largest)
 
     def _bound(self, R: NDArray, largest: float) -> float:
         """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
@@ -320,20 +332,19 @@ class _Generation:
                 break
             largest = self.found.largest
 
-    def _decide(self, progress: float) -> None:
+    def _decide(self, progress: float, narrower: bool) -> None:
         options = self.options
         if self.gap <= options.tol:
-            R = self.neurons.R
-            self._confirm(R, self.neurons)
-            self.gap = 1 - self._bound(R, self.found.largest) / self.neurons.objective
+            self._confirm(self.dual.R, self.dual.neurons)
+            self._refute()
+            self.gap = 1 - self._lower_bound() / self.best.objective
             if self.gap <= options.tol:
-                self.best, self.dual = self.neurons, _DualPoint(R, self.neurons, self.found.largest)
                 self.message = _CONVERGED
                 return
             self.way = _Way.PROGRAM
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress)
-        elif progress < _STANDSTILL * options.tol:
+        elif progress < _STANDSTILL * options.tol and not narrower:
             self.standing_still += 1
             if self.way is _Way.TURNS and self.standing_still > 1:
                 self.way, self.standing_still, self.neurons = _Way.PROGRAM, 0, self.best

@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from skcvxbn.arrangements import enumerate_arrangements, sampled_arrangements
+from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 
 pytest.importorskip("cvxpy")
@@ -33,6 +34,10 @@ def network_objective(A, Y, beta, S, V, shift=0.0):
     return 0.5 * np.sum((fitted - Y) ** 2) + beta * penalty
 
 
+def solve_squared(A, Y, *args, **options):
+    return solve_cvxpy(A, LinearQuadratic(Y, 1.0), *args, **options)
+
+
 @functools.cache
 def solved(n=15, beta=0.3, seed=0, fit_intercept=False, n_outputs=1):
     X, Y = problem(n, seed)
@@ -40,7 +45,7 @@ def solved(n=15, beta=0.3, seed=0, fit_intercept=False, n_outputs=1):
         Y = np.c_[Y, np.cos(np.outer(X[:, 0] * X[:, 1], np.arange(1, n_outputs)))]
     A = whitened(X)
     D = enumerate_arrangements(A)
-    return A, Y, beta, D, solve_cvxpy(A, Y, beta, D, fit_intercept=fit_intercept)
+    return A, Y, beta, D, solve_squared(A, Y, beta, D, fit_intercept=fit_intercept)
 
 
 CASES = [
@@ -162,7 +167,7 @@ def test_closed_form_for_more_columns_than_rows():
     )
     positive, negative = np.linalg.norm(np.maximum(y, 0)), np.linalg.norm(np.maximum(-y, 0))
     beta = 0.4 * min(positive, negative)
-    result = solve_cvxpy(A, y[:, None], beta, enumerate_arrangements(A), fit_intercept=False)
+    result = solve_squared(A, y[:, None], beta, enumerate_arrangements(A), fit_intercept=False)
     assert result.objective == pytest.approx(beta * (positive + negative) - beta**2, rel=1e-7)
 
 
@@ -171,7 +176,7 @@ def test_closed_form_for_one_hot_targets():
     A = np.linalg.qr(np.c_[np.ones(6), np.random.default_rng(1).standard_normal((6, 5))])[0][:, ::-1]
     Y = np.eye(3)[[0, 0, 0, 1, 1, 2]]
     beta = 0.3
-    result = solve_cvxpy(A, Y, beta, enumerate_arrangements(A), fit_intercept=False)
+    result = solve_squared(A, Y, beta, enumerate_arrangements(A), fit_intercept=False)
     expected = sum(beta * np.sqrt(k) - beta**2 / 2 for k in (3, 2, 1))
     assert result.objective == pytest.approx(expected, rel=1e-6)
     assert result.lower_bound == pytest.approx(expected, rel=1e-5)
@@ -182,7 +187,7 @@ def test_closed_form_for_one_hot_targets():
 def test_above_the_largest_beta_the_network_is_constant(n_outputs, fit_intercept):
     X, y = problem(10, 0)
     A, Y = whitened(X), np.c_[y + 3.0, y**2][:, :n_outputs]
-    result = solve_cvxpy(A, Y, 100.0, enumerate_arrangements(A), fit_intercept=fit_intercept)
+    result = solve_squared(A, Y, 100.0, enumerate_arrangements(A), fit_intercept=fit_intercept)
     centred = Y - Y.mean(axis=0) if fit_intercept else Y
     assert result.S.shape == (3, 0)
     assert result.V.shape == (0, n_outputs)
@@ -193,7 +198,7 @@ def test_above_the_largest_beta_the_network_is_constant(n_outputs, fit_intercept
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_the_scale_of_the_target_scales_the_solution(scale):
     A, Y, beta, D, reference = solved()
-    result = solve_cvxpy(A, scale * Y, scale * beta, D, fit_intercept=False)
+    result = solve_squared(A, scale * Y, scale * beta, D, fit_intercept=False)
     assert result.objective == pytest.approx(scale**2 * reference.objective, rel=1e-7)
     assert result.lower_bound == pytest.approx(scale**2 * reference.lower_bound, rel=1e-7)
 
@@ -202,10 +207,10 @@ def test_fewer_arrangements_cost_more_and_their_bound_is_their_own():
     A, Y, beta, _, best = solved()
     X, _ = problem(15, 0)
     few = sampled_arrangements(X, None, 8, np.random.default_rng(0))
-    restricted = solve_cvxpy(A, Y, beta, few, fit_intercept=False)
+    restricted = solve_squared(A, Y, beta, few, fit_intercept=False)
     assert restricted.objective > best.objective * 1.01
     assert restricted.lower_bound == pytest.approx(restricted.objective, rel=1e-7)
-    nothing = solve_cvxpy(A, Y, beta, np.zeros((15, 1), dtype=bool), fit_intercept=False)
+    nothing = solve_squared(A, Y, beta, np.zeros((15, 1), dtype=bool), fit_intercept=False)
     assert nothing.objective == nothing.lower_bound == pytest.approx(0.5 * np.sum(Y**2))
 
 
@@ -213,14 +218,14 @@ def test_one_target_in_two_columns_is_one_target_along_the_diagonal():
     # Y = y g^T with a unit g: all output directions are g, and the optimum is that of y alone.
     A, y, beta, D, reference = solved(n=10)
     g = np.array([[0.6, -0.8]])
-    result = solve_cvxpy(A, y @ g, beta, D, fit_intercept=False)
+    result = solve_squared(A, y @ g, beta, D, fit_intercept=False)
     assert result.objective == pytest.approx(reference.objective, rel=1e-5)
     assert result.lower_bound <= reference.objective * (1 + 1e-9)
 
 
 def test_a_stopped_search_for_directions_still_has_true_bounds():
     A, Y, beta, D, reference = solved(n=10, n_outputs=2)
-    early = solve_cvxpy(A, Y, beta, D, fit_intercept=False, max_rounds=1)
+    early = solve_squared(A, Y, beta, D, fit_intercept=False, max_rounds=1)
     assert early.n_rounds == 1
     assert early.objective > reference.objective * (1 + 1e-5)
     assert early.lower_bound <= reference.objective
