@@ -50,7 +50,8 @@ class Targets:
 
     def mean_loss(self, output: NDArray, weight: Floats) -> float:
         """Weighted mean over the rows of the loss of an output of shape (n_samples, n_outputs)."""
-        return self.loss(self.Y, weight).value(np.sqrt(weight)[:, None] * output) / float(weight.sum())
+        Y, output, weight = (M[weight > 0] for M in (self.Y, output, weight))
+        return self.loss(Y, weight).value(np.sqrt(weight)[:, None] * output) / float(weight.sum())
 
 
 def regression_targets(y: NDArray, loss: str, epsilon: float, quantile: float) -> Targets:
