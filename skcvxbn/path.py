@@ -46,7 +46,9 @@ def beta_max(
 
     At zero the dual variable is minus the gradient of the loss at the best constant (for the squared error
     the centred target), so this is the largest value of ``||R^T (A s)_+||`` over unit ``s`` there: the
-    natural unit in which to choose `beta`. It is the `beta_max_` of a fit to the same data.
+    natural unit in which to choose `beta`. It is the `beta_max_` of a fit to the same data. Where the loss
+    has a kink at the best constant (absolute error, pinball, hinge) the gradient is not unique; the value
+    belongs to one gradient, and a somewhat smaller weight decay may already leave no neuron.
 
     Parameters
     ----------
@@ -324,7 +326,7 @@ def _training(
         if len(classes) < 2:
             raise ValueError(
                 f"loss={loss!r} requires samples of at least 2 classes in the data (rows of weight zero do "
-                f"not count), but the data contains only one class: {classes[0]!r}."
+                f"not count), but the data contains only one class: {classes.tolist()[0]!r}."
             )
         targets = class_targets(codes, len(classes), loss)
     return prepare(rows, targets, weight, fit_intercept=fit_intercept)

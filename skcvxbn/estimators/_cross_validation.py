@@ -32,6 +32,8 @@ Score = Callable[..., float]
 
 # Parameters of the plain estimators that the search replaces.
 _REPLACED = {"beta", "beta_ratio", "warm_start"}
+# What is kept of each network of a fold.
+_QUANTITIES = ("test_score", "objective", "n_neurons", "fit_time", "score_time")
 
 
 def constraints(plain: type[ConvexBNEstimator]) -> dict[str, list[Any]]:
@@ -248,7 +250,7 @@ def _path_scores(
     score: Score,
     score_params: dict[str, Any],
 ) -> list[tuple[float, ...]]:
-    """Score the networks of one fold along the path: test score, neurons, seconds of training and scoring."""
+    """Train the networks of one fold along the path and score them: the quantities of `_QUANTITIES`."""
     train, test = split
     X, y, weight = positive_rows(search.X[train], search.y[train], search.weight[train])
     targets, weight = model._code(y, weight)
@@ -263,7 +265,8 @@ def _path_scores(
         trained = time.perf_counter()
         value = float(score(model, *held_out, **params))
         scored = time.perf_counter()
-        rows.append((value, len(model.network_.bn_weight), trained - clock, scored - trained))
+        n_neurons = len(model.network_.bn_weight)
+        rows.append((value, solution.objective, n_neurons, trained - clock, scored - trained))
         clock = scored
     return rows
 
@@ -303,7 +306,7 @@ def _results(search: _Search, table: Floats) -> dict[str, Any]:
     }
     for i in range(table.shape[1]):
         results[f"split{i}_test_score"] = table[:, i, 0]
-    for column, name in enumerate(["test_score", "n_neurons", "fit_time", "score_time"]):
+    for column, name in enumerate(_QUANTITIES):
         results[f"mean_{name}"] = table[:, :, column].mean(axis=1)
         results[f"std_{name}"] = table[:, :, column].std(axis=1)
     mean = results["mean_test_score"]

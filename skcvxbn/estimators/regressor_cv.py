@@ -128,7 +128,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`, with one entry a candidate: "params", "param_beta_ratio",
         "param_n_components", "split0_test_score" and so on, "rank_test_score", and "mean_" and "std_" of
-        "test_score", "n_neurons", "fit_time" and "score_time".
+        "test_score", "objective" (in training), "n_neurons", "fit_time" and "score_time".
     n_splits_ : int
         Number of splits.
     network_ : BatchNormNetwork

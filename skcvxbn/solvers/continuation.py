@@ -81,9 +81,11 @@ class _Path:
             objective = self.neurons.objective
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
             converged = objective - bound <= self.options.tol * objective
-        neurons = self.neurons
-        S, V = balanced(neurons.S, neurons.U)
-        return Solution(S, V, neurons.R, neurons.objective, bound, "estimated", n_rounds, converged, "")
+        S, V = balanced(self.neurons.S, self.neurons.U)
+        # Where the loss has kinks, the neurons' objective is that of the bias of rounded ones.
+        objective = problem.objective(S, V)
+        bound = min(bound, objective)
+        return Solution(S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "")
 
     def _join(self, problem: Problem) -> None:
         if len(self.neurons) == 0:
