@@ -54,8 +54,9 @@ def monotone_roots(
         outward = np.where(value < 0, x + stride, x - stride)
         with np.errstate(invalid="ignore"):
             safe = np.where(bracketed, (low + high) / 2, outward)
-        new = np.where(zero, x, np.where(inside & (np.abs(value) < 0.5 * last), newton, safe))
+        followed = inside & (np.abs(value) < 0.5 * last)
+        new = np.where(zero, x, np.where(followed, newton, safe))
         if np.all(np.abs(new - x) <= eps / 4 * np.maximum(np.abs(x), scale)):
             break
-        x, last, stride = new, np.abs(value), np.where(bracketed, stride, 4 * stride)
+        x, last, stride = new, np.abs(value), np.where(bracketed | followed, stride, 4 * stride)
     return x.astype(start.dtype)
