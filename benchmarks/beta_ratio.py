@@ -7,19 +7,16 @@ standardised with the training rows, so that its error is the RMSE in units of t
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from _tabular_sets import DATA_HELP, Split, is_regression, loader_of, sets_of, split
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from sklearn import datasets
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,20 +24,11 @@ from threadpoolctl import threadpool_limits
 
 from skcvxbn import ConvexBNClassifier, ConvexBNRegressor
 
-EMBEDDED = {
-    "breast_cancer": datasets.load_breast_cancer,
-    "diabetes": datasets.load_diabetes,
-    "digits": datasets.load_digits,
-    "wine": datasets.load_wine,
-}
-
-Split = tuple[NDArray, NDArray, NDArray, NDArray]
-
 
 def main() -> None:
     args = _arguments()
-    load = _embedded if args.data is None else _loader_of(args.data)
-    names = args.sets or (sorted(EMBEDDED) if args.data is None else _sets_of(args.data))
+    load = loader_of(args.data)
+    names = args.sets or sets_of(args.data)
     methods = [f"{ratio:g}" for ratio in args.ratios] + ["MLP"]
     errors = np.empty((len(names), len(methods)))
 
@@ -48,9 +36,9 @@ def main() -> None:
     print(f"{'data set':<20} {'beta_ratio':>10} {'error':>8} {'seconds':>8} {'neurons':>8} {'rel. gap':>9}")
     with threadpool_limits(args.threads):
         for i, name in enumerate(names):
-            splits = [_split(load, name, args.rows, seed) for seed in range(args.repeats)]
+            splits = [split(load, name, args.rows, seed) for seed in range(args.repeats)]
             for j, method in enumerate(methods):
-                runs = [_run(method, split, seed, args.max_iter) for seed, split in enumerate(splits)]
+                runs = [_run(method, rows, seed, args.max_iter) for seed, rows in enumerate(splits)]
                 error, seconds, neurons, gap = np.median(runs, axis=0)
                 errors[i, j] = error
                 row = f"{name:<20} {method:>10} {error:8.4f} {seconds:8.2f} {neurons:8.0f} {gap:9.1e}"
@@ -60,12 +48,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="folder of .npz files and a load.py with load(name, test_size=, seed=), which returns X_train, "
-        "y_train, X_test, y_test; without it, the sets embedded in scikit-learn",
-    )
+    parser.add_argument("--data", type=Path, help=DATA_HELP)
     parser.add_argument("--sets", nargs="+", help="names of data sets (default: all)")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--rows", type=int, default=1000, help="largest number of training rows")
@@ -75,37 +58,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _embedded(name: str, *, test_size: float, seed: int) -> Split:
-    X, y = EMBEDDED[name](return_X_y=True)
-    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=test_size, random_state=seed)
-    return X_train, y_train, X_test, y_test
-
-
-def _loader_of(folder: Path) -> Callable[..., Split]:
-    spec = importlib.util.spec_from_file_location("benchmark_data", folder / "load.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load
-
-
-def _sets_of(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.npz"))
-
-
-def _split(load: Callable[..., Split], name: str, n_rows: int, seed: int) -> Split:
-    X_train, y_train, X_test, y_test = load(name, test_size=0.2, seed=seed)
-    rows = np.random.default_rng(seed).permutation(len(y_train))[:n_rows]
-    X_train, y_train = X_train[rows].astype(np.float64), y_train[rows]
-    if y_train.dtype.kind == "f":
-        mean, std = y_train.mean(), y_train.std()
-        y_train, y_test = (y_train - mean) / std, (y_test - mean) / std
-    return X_train, y_train, X_test.astype(np.float64), y_test
-
-
-def _run(method: str, split: Split, seed: int, max_iter: int) -> tuple[float, float, float, float]:
+def _run(method: str, rows: Split, seed: int, max_iter: int) -> tuple[float, float, float, float]:
     """Test error, seconds, neurons and relative gap of one fit."""
-    X_train, y_train, X_test, y_test = split
-    regression = y_train.dtype.kind == "f"
+    X_train, y_train, X_test, y_test = rows
+    regression = is_regression(y_train)
     model = _model(method, regression, seed, max_iter)
     with warnings.catch_warnings():
         # Stopping at max_iter is the set-up of this benchmark; the gap is in the table.
