@@ -41,11 +41,14 @@ class Loss(ABC):
     ----------
     shape : tuple of int
         Of the outputs, (n_samples, n_outputs).
+    quadratic : bool
+        Whether the curvature is the same everywhere.
     box : Box or None
         The conjugate, where it is a quadratic on a box.
     """
 
     shape: tuple[int, int]
+    quadratic: bool = False
     box: Box | None = None
 
     @abstractmethod

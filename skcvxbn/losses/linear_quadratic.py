@@ -64,6 +64,11 @@ class LinearQuadratic(Loss):
         return self.target.shape[0], self.target.shape[1]
 
     @property
+    def quadratic(self) -> bool:  # type: ignore[override]
+        """Whether there is no box."""
+        return self.lower is None
+
+    @property
     def box(self) -> Box | None:  # type: ignore[override]
         """The box of the dual variable, which is minus the gradient."""
         if self.lower is None or self.upper is None:

@@ -22,6 +22,8 @@ from skcvxbn.solvers.base import Problem, balanced, without_negligible
 _MEMORY = 20
 # Between two stages neurons below this share of the largest leave: they do not come back.
 _NEGLIGIBLE = 1e-6
+# Rows that are taken through the network together: so many that what they need stays in the cache.
+_BLOCK = 1024
 # Steps between two looks at the progress.
 _STRIDE = 10
 
@@ -86,7 +88,7 @@ def descend(
             break
         smooth = _SmoothNetwork(problem.smoothed(width), S, V, width)
         try:
-            x = _minimise(smooth, smooth.pack(S, V), n_steps, tol, deadline)
+            x = _minimise(smooth, smooth.start(S, V), n_steps, tol, deadline)
         except _Stopped as stop:
             raise Interrupted(balanced(*smooth.unpack(stop.x))) from None
         S, V = balanced(*smooth.unpack(x))
@@ -116,38 +118,70 @@ class _SmoothNetwork:
 
     def __init__(self, problem: Problem, S: NDArray, V: NDArray, width: float) -> None:
         self.problem, self.shape = problem, (S.shape, V.shape)
-        self.bias: NDArray | None = None
+        # The best bias is known at once where the loss is quadratic; elsewhere it moves with the neurons.
+        self.n_bias = problem.n_outputs if problem.fit_intercept and not problem.loss.quadratic else 0
+        self.direction = problem.A[:, -1:]
         lengths = np.linalg.norm(S, axis=0)
         self.scale = (2 * width / np.sqrt(len(problem.A)) * lengths).astype(S.dtype)
         # Memory taken once: on a small problem allocation would cost as much as arithmetic.
         self.hidden, self.slope = (np.empty((len(problem.A), len(V)), dtype=S.dtype) for _ in range(2))
+        self.half = np.empty((min(_BLOCK, len(problem.A)), len(V)), dtype=S.dtype)
+        self.F = np.empty(problem.loss.shape, dtype=S.dtype)
+        self.blocks = [slice(first, first + _BLOCK) for first in range(0, len(problem.A), _BLOCK)]
 
-    def pack(self, S: NDArray, V: NDArray) -> NDArray:
-        return np.concatenate([S.ravel(), V.ravel()])
+    def pack(self, S: NDArray, V: NDArray, bias: NDArray) -> NDArray:
+        return np.concatenate([S.ravel(), V.ravel(), bias])
+
+    def start(self, S: NDArray, V: NDArray) -> NDArray:
+        """Pack a network with the best bias it can have."""
+        return self.pack(S, V, self.problem.output(S, V).bias[: self.n_bias])
 
     def unpack(self, x: NDArray) -> tuple[NDArray, NDArray]:
         hidden, output = self.shape
         split = hidden[0] * hidden[1]
-        return x[:split].reshape(hidden), x[split:].reshape(output)
+        return x[:split].reshape(hidden), x[split : len(x) - self.n_bias].reshape(output)
 
     def __call__(self, x: NDArray) -> tuple[float, NDArray]:
-        problem, scale, H, D = self.problem, self.scale, self.hidden, self.slope
+        problem = self.problem
         S, V = self.unpack(x)
-        np.matmul(problem.A, S / scale, out=H)
-        H += 0.5
-        np.minimum(np.maximum(H, 0, out=D), 1, out=D)
-        H -= 0.5 * D
-        H *= D
-        V_scaled = V * scale[:, None]
-        output = problem.at(H @ V_scaled, self.bias)
-        self.bias, R = output.bias, output.R
-        value = output.value + 0.5 * problem.beta * float(np.vdot(x, x))
-        gradient_V = (H.T @ R) * -scale[:, None]
-        np.matmul(R, V.T, out=H)
-        H *= D
-        gradient = self.pack(-(problem.A.T @ H), gradient_V)
-        gradient += problem.beta * x
+        F, weights = self._forward(S / self.scale, V * self.scale[:, None]), x[: len(x) - self.n_bias]
+        if self.n_bias:
+            F += self.direction * x[len(weights) :]
+            value, R = problem.loss.evaluate(F)
+        else:
+            output = problem.at(F)
+            value, R = output.value, output.R
+        value += 0.5 * problem.beta * float(np.vdot(weights, weights))
+        gradient_S, gradient_V = self._backward(R, V)
+        gradient_bias = (self.direction[:, 0] @ R)[: self.n_bias]
+        gradient = -self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias)
+        gradient[: len(weights)] += problem.beta * weights
         return value, gradient
+
+    def _forward(self, S: NDArray, V: NDArray) -> NDArray:
+        """Output of the rounded neurons; it keeps their values and slopes."""
+        for rows in self.blocks:
+            H, D = self.hidden[rows], self.slope[rows]
+            half = self.half[: len(H)]
+            np.matmul(self.problem.A[rows], S, out=H)
+            H += 0.5
+            np.minimum(np.maximum(H, 0, out=D), 1, out=D)
+            H -= np.multiply(D, 0.5, out=half)
+            H *= D
+            np.matmul(H, V, out=self.F[rows])
+        return self.F
+
+    def _backward(self, R: NDArray, V: NDArray) -> tuple[NDArray, NDArray]:
+        """Inner products of `R` with the derivatives of the output."""
+        gradient_S = np.zeros((self.problem.A.shape[1], len(V)), dtype=V.dtype)
+        gradient_V = np.zeros_like(V)
+        for rows in self.blocks:
+            H, moved = self.hidden[rows], self.half[: len(R[rows])]
+            gradient_V += H.T @ R[rows]
+            np.matmul(R[rows], V.T, out=moved)
+            moved *= self.slope[rows]
+            gradient_S += self.problem.A[rows].T @ moved
+        return gradient_S, gradient_V
 
 
 def _minimise(

@@ -4,11 +4,10 @@ Every neuron has a fixed arrangement ``D_j`` and a fixed unit output direction `
 
     minimise  L( sum_j D_j A s_j u_j^T + e b^T ) + beta * sum_j ||s_j||   s.t.  G_j s_j >= 0 ,
 
-``G_j = (2 D_j - I) A``. With slacks ``G_j s_j = z_j >= 0``, multipliers ``mu_j >= 0`` and a dual variable
-``||w_j|| <= 1`` for each norm, the perturbed optimality conditions are ``z * mu = tau`` and
-``w_j (||s_j||^2 + theta^2)^(1/2) = s_j``. Linearising the second as it stands (and not the norm) keeps
-Newton's method fast while neurons vanish (Chan, Golub and Mulet, 1999). The loss adds conditions of its own
-(`loss_terms`).
+``G_j = (2 D_j - I) A``. Slacks ``G_j s_j`` and multipliers ``mu_j`` are positive, and their products fall to
+zero together with those of the norms (`norm_terms`) and of the loss (`loss_terms`). All equations of the dual
+variables but those of a curved loss are linear: once met they stay met, so that the dual point is as good as
+the gap says.
 
 A step is Mehrotra's predictor and corrector, then Gondzio's centrality correctors (1996): with as many
 constraints as rows times neurons a few products always stray and cut steps short, and one more solution with
@@ -17,6 +16,7 @@ the factors at hand costs far less than one more factorisation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,23 @@ from numpy.typing import NDArray
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.loss_terms import LossTerm, TermMove, loss_term
 from skcvxbn.solvers.newton_system import FactorisedSystem, NewtonSystem, work_of_system
+from skcvxbn.solvers.norm_terms import NormMove, NormTerm
 
 _TO_BOUNDARY = 0.995
+# Distance of the first point from its bounds, as a share of the largest neuron.
+_INSIDE = 0.1
 # Centrality correctors: how many, how much longer a step each aims at, and how much longer it must be.
 _CORRECTORS, _AIM, _LEAST_GAIN = 3, 0.3, 0.01
 # Products of slack and multiplier outside this band around their target are drawn to its edges.
 _BAND = 10.0
+# How much larger the products of the norms are kept: their cones bend, and cut steps short sooner.
+_NORM_WEIGHT = 10.0
+# The sum of all products that steps still aim at, as a share of the tolerance.
+_LEAST_PRODUCTS = 0.1
 # Accuracy of the Newton directions, in shares of the gap and between these limits.
-_SOLVE_ACCURACY, _LEAST_ACCURATE, _MOST_ACCURATE = 1e-3, 1e-4, 1e-10
+_SOLVE_ACCURACY, _LEAST_ACCURATE, _MOST_ACCURATE = 1e-6, 1e-6, 1e-14
+# The method ends after so many steps that lower the error by less: floating point has reached its limits.
+_PATIENCE, _PROGRESS = 10, 0.9
 # Curvature added in all directions, next to F^T F with blocks of norm at most one: along a neuron the norm is
 # linear, and without it the inverse of a block overflows what the solution of the system can cancel.
 _PROXIMAL = 1e-7
@@ -40,36 +49,44 @@ _PROXIMAL = 1e-7
 _TABLE_ENTRIES = 2**20
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Point:
-    """Iterate: neurons, slacks and multipliers of the cone constraints, dual variables of the norms, loss."""
+    """Iterate: slacks and multipliers of the cone constraints, norms with the neurons, loss."""
 
-    S: NDArray
     slack: NDArray
     multiplier: NDArray
-    W: NDArray
+    norms: NormTerm
     term: LossTerm
 
-    def moved(self, system: NewtonSystem, move: _Move, primal: float, dual: float) -> _Point:
-        S, W = self.S + primal * move.S, self.W + dual * move.W
+    def products(self) -> NDArray:
+        """Products that fall to zero: of cones and loss, then of norms."""
+        term = self.term
+        return np.concatenate([(self.slack * self.multiplier).ravel(), term.slack * term.multiplier])
+
+    def moved(self, system: NewtonSystem, move: _Move, length: float) -> _Point:
+        norms = self.norms.moved(move.norms, length)
         return _Point(
-            S,
-            self.slack + primal * move.slack,
-            self.multiplier + dual * move.multiplier,
-            W / np.maximum(np.linalg.norm(W, axis=0), 1),
-            self.term.moved(system.fit(S), move.term, primal, dual),
+            self.slack + length * move.slack,
+            self.multiplier + length * move.multiplier,
+            norms,
+            self.term.moved(system.fit(norms.S), move.term, length),
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Move:
     """Direction of a step."""
 
-    S: NDArray
     slack: NDArray
     multiplier: NDArray
-    W: NDArray
+    norms: NormMove
     term: TermMove
+
+    def products(self) -> NDArray:
+        """Products of the moves of slacks and multipliers."""
+        return np.concatenate(
+            [(self.slack * self.multiplier).ravel(), self.term.slack * self.term.multiplier]
+        )
 
 
 def work_per_step(problem: Problem, n_neurons: int) -> float:
@@ -115,33 +132,50 @@ def solve_over_arrangements(
     D = patterns.astype(problem.A.dtype)
     sign = 2 * D - 1
     system = NewtonSystem(problem, D, U)
-    point = _starting_point(problem, system, sign, S)
+    point = best = _starting_point(problem, system, sign, S)
+    least, patience = math.inf, _PATIENCE
     for _ in range(max_iter):
-        norms = np.linalg.norm(point.S, axis=0)
-        infeasibility = sign * (problem.A @ point.S) - point.slack
-        products = _products(point.slack, point.multiplier, point.term.slack, point.term.multiplier)
-        complementarity = float(products.sum())
-        gap = complementarity + point.term.infeasibility
-        gap += problem.beta * float((norms - (point.W * point.S).sum(axis=0)).sum())
-        value = point.term.value + problem.beta * float(norms.sum())
-        if gap <= tol * value and np.linalg.norm(infeasibility, axis=0).max() <= tol * norms.max():
+        state = _State.at(system, sign, point)
+        patience = _PATIENCE if state.error < _PROGRESS * least else patience - 1
+        if state.error < least:
+            best, least = point, state.error
+        if least <= tol or patience == 0:
             break
-        theta = 0.1 * complementarity / (problem.beta * sign.shape[1])
-        smooth = np.sqrt(norms**2 + theta**2)
+        accuracy = float(np.clip(_SOLVE_ACCURACY * state.gap, _MOST_ACCURATE, _LEAST_ACCURATE))
+        # Products far below what is asked for are of no use, and near the limits of floating point.
+        enough = _LEAST_PRODUCTS * tol * state.value
         try:
-            factor = FactorisedSystem(system, point.term.curvature, _blocks(problem, point, smooth))
+            factor = FactorisedSystem(system, point.term.curvature, _blocks(problem, point))
+            step = _Linearised(system, sign, point, state, factor, accuracy, enough)
+            point = point.moved(system, *_newton_step(step))
         except np.linalg.LinAlgError:
             # Slacks and multipliers have reached the limits of floating point: no step is left to take.
             break
-        accuracy = float(np.clip(_SOLVE_ACCURACY * gap / value, _MOST_ACCURATE, _LEAST_ACCURATE))
-        step = _Linearised(system, sign, point, norms, infeasibility, factor, accuracy)
-        point = point.moved(system, *_newton_step(step, complementarity / products.size, theta))
-    return point.S, problem.feasible(point.term.R)
+    return best.norms.S, problem.feasible(best.term.R)
 
 
-def _products(slack: NDArray, multiplier: NDArray, of_slack: NDArray, of_multiplier: NDArray) -> NDArray:
-    """Products of slacks and multipliers, those of the cones before those of the loss."""
-    return np.concatenate([(slack * multiplier).ravel(), of_slack * of_multiplier])
+@dataclass(frozen=True)
+class _State:
+    """How far a point is from optimal."""
+
+    products: NDArray
+    outside: NDArray
+    value: float
+    gap: float
+    error: float
+
+    @classmethod
+    def at(cls, system: NewtonSystem, sign: NDArray, point: _Point) -> _State:
+        norms, term, beta = point.norms, point.term, system.problem.beta
+        outside = sign * (system.A @ norms.S) - point.slack
+        unbalanced = system.adjoint(term.R) + system.A.T @ (sign * point.multiplier) - norms.Z
+        products = point.products()
+        value = term.value + beta * float(norms.lengths.sum())
+        gap = (float(products.sum() + norms.products.sum()) + term.infeasibility) / value
+        primal_error = float(np.linalg.norm(outside, axis=0).max()) * beta / value
+        dual_error = float(np.linalg.norm(unbalanced, axis=0).max()) / beta
+        # An error in the dual variables changes the objective by its square.
+        return cls(products, outside, value, gap, max(gap, primal_error, dual_error**2))
 
 
 @dataclass(frozen=True)
@@ -151,95 +185,99 @@ class _Linearised:
     system: NewtonSystem
     sign: NDArray
     point: _Point
-    norms: NDArray
-    infeasibility: NDArray
+    state: _State
     factor: FactorisedSystem
     accuracy: float
+    enough: float
 
-    def direction(self, products: NDArray, theta: float) -> _Move:
-        """Newton direction towards ``slack * multiplier = products`` to first order."""
-        system, point, term = self.system, self.point, self.point.term
-        A, beta = system.A, system.problem.beta
+    def direction(self, products: NDArray, tau: float, correction: tuple[NDArray, NDArray]) -> _Move:
+        """Newton direction towards these products of slacks and multipliers, and `tau` for the norms."""
+        system, point, term, factor = self.system, self.point, self.point.term, self.factor
         of_cones = products[: point.slack.size].reshape(point.slack.shape)
         of_loss = products[point.slack.size :]
-        smooth = np.sqrt(self.norms**2 + theta**2)
         ratio = point.multiplier / point.slack
-        multiplier = of_cones / point.slack - ratio * self.infeasibility
-        pull = term.pull(of_loss)
-        rhs = A.T @ (self.sign * multiplier) + self.factor.descent(pull) - beta * point.S / smooth
-        dS = self.factor.solve(rhs, self.accuracy)
-        moved = self.sign * (A @ dS)
-        along = (point.S * dS).sum(axis=0) / smooth**2
-        dW = (point.S + dS) / smooth - point.W * (1 + along)
+        multiplier = of_cones / point.slack - ratio * self.state.outside
+        push = term.push(of_loss)
+        taken = factor.taken_by_bias(term.R + push)
+        rhs = system.A.T @ (self.sign * multiplier) + system.adjoint(term.R + push - taken)
+        rhs -= point.norms.pull(tau, correction)
+        dS, image = factor.solve(rhs, self.accuracy)
+        moved = self.sign * (system.A @ dS)
         dF = system.fit(dS)
-        bias = self.factor.best_bias(pull - term.curvature @ dF)
-        dF += np.outer(A[:, -1], bias)
+        bias = factor.best_bias(term.R + push - term.curvature @ dF)
+        dF += np.outer(system.A[:, -1], bias)
         return _Move(
-            dS,
-            moved + self.infeasibility,
+            moved + self.state.outside,
             multiplier - point.multiplier - ratio * moved,
-            dW,
-            term.move(dF, bias, of_loss),
+            point.norms.move(dS, tau, correction),
+            term.move(dF, bias, push - taken - image, of_loss),
         )
 
-    def lengths(self, move: _Move) -> tuple[float, float]:
-        """Largest primal and dual steps, at most one, that keep the point inside by a margin."""
+    def length(self, move: _Move) -> float:
+        """Largest step, at most one, that keeps the point inside by a margin."""
         point, term = self.point, self.point.term
-        primal = min(_step_length(point.slack, move.slack), _step_length(term.slack, move.term.slack))
-        dual = _step_length(point.multiplier, move.multiplier)
-        dual = min(dual, _step_length(term.multiplier, move.term.multiplier))
-        return min(primal, term.trusted(move.term)), dual
-
-    def products(self, move: _Move, primal: float, dual: float) -> NDArray:
-        """Products of slacks and multipliers after steps of these lengths."""
-        point, term = self.point, self.point.term
-        return _products(
-            point.slack + primal * move.slack,
-            point.multiplier + dual * move.multiplier,
-            term.slack + primal * move.term.slack,
-            term.multiplier + dual * move.term.multiplier,
+        return min(
+            _step_length(point.slack, move.slack),
+            _step_length(point.multiplier, move.multiplier),
+            _step_length(term.slack, move.term.slack),
+            _step_length(term.multiplier, move.term.multiplier),
+            point.norms.step_length(move.norms),
+            term.trusted(move.term),
         )
 
+    def products(self, move: _Move, length: float) -> NDArray:
+        """Products of slacks and multipliers after a step."""
+        point, term = self.point, self.point.term
+        of_cones = (point.slack + length * move.slack) * (point.multiplier + length * move.multiplier)
+        of_loss = (term.slack + length * move.term.slack) * (term.multiplier + length * move.term.multiplier)
+        return np.concatenate([of_cones.ravel(), of_loss])
 
-def _newton_step(step: _Linearised, centrality: float, theta: float) -> tuple[_Move, float, float]:
-    """Direction, primal and dual length of the next step."""
-    point = step.point
-    predictor = step.direction(np.zeros(point.slack.size + point.term.slack.size), theta)
-    reached = float(step.products(predictor, *step.lengths(predictor)).mean())
-    centring = (reached / centrality) ** 3
-    tau, theta = centring * centrality, theta * max(centring, 0.1)
-    products = tau - _products(
-        predictor.slack, predictor.multiplier, predictor.term.slack, predictor.term.multiplier
-    )
-    move = step.direction(products, theta)
-    primal, dual = step.lengths(move)
+
+def _newton_step(step: _Linearised) -> tuple[_Move, float]:
+    """Direction and length of the next step."""
+    norms, products = step.point.norms, step.state.products
+    predictor = step.direction(np.zeros_like(products), 0.0, norms.no_correction())
+    length = step.length(predictor)
+    share = len(products) + _NORM_WEIGHT * len(norms.products)
+    gap = float(products.sum() + norms.products.sum())
+    left = float(step.products(predictor, length).sum())
+    left += float(norms.moved(predictor.norms, length).products.sum())
+    tau = max((left / gap) ** 3 * gap, step.enough) / share
+    correction = norms.correction(predictor.norms)
+    products = tau - predictor.products()
+    move = step.direction(products, _NORM_WEIGHT * tau, correction)
+    length = step.length(move)
     for _ in range(_CORRECTORS):
-        trial = step.products(move, min(1.0, primal + _AIM), min(1.0, dual + _AIM))
+        aim = min(1.0, length + _AIM)
+        trial = step.products(move, aim)
+        correction = norms.recentred(move.norms, aim, _NORM_WEIGHT * tau, _BAND, correction)
         # Products far too large are drawn in by a bounded amount: they would bend the direction most.
         products = products + np.maximum(np.clip(trial, tau / _BAND, tau * _BAND) - trial, -_BAND * tau)
-        corrected = step.direction(products, theta)
-        corrected_primal, corrected_dual = step.lengths(corrected)
-        if corrected_primal + corrected_dual < primal + dual + _LEAST_GAIN:
+        corrected = step.direction(products, _NORM_WEIGHT * tau, correction)
+        corrected_length = step.length(corrected)
+        if corrected_length < length + _LEAST_GAIN:
             break
-        move, primal, dual = corrected, corrected_primal, corrected_dual
-    return move, primal, dual
+        move, length = corrected, corrected_length
+    return move, length
 
 
 def _starting_point(problem: Problem, system: NewtonSystem, sign: NDArray, S: NDArray) -> _Point:
     n_samples = len(sign)
     typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.zero.R)))
-    slack = np.maximum(sign * (problem.A @ S), 0.1 * typical / np.sqrt(n_samples))
-    multiplier = np.full(sign.shape, problem.beta / np.sqrt(n_samples), dtype=S.dtype)
-    return _Point(S, slack, multiplier, np.zeros_like(S), loss_term(problem, system.fit(S)))
+    slack = np.maximum(sign * (problem.A @ S), _INSIDE * typical / np.sqrt(n_samples))
+    term = loss_term(problem, system.fit(S))
+    # Multipliers about as strong as the loss pulls.
+    pull = 0.5 * float(np.linalg.norm(system.adjoint(term.R), axis=0).max())
+    multiplier = np.full(sign.shape, max(problem.beta, pull) / np.sqrt(n_samples), dtype=S.dtype)
+    norms = NormTerm.start(problem.beta, S, _INSIDE * typical)
+    return _Point(slack, multiplier, norms, term)
 
 
-def _blocks(problem: Problem, point: _Point, smooth: NDArray) -> NDArray:
+def _blocks(problem: Problem, point: _Point) -> NDArray:
     """Diagonal blocks of the Newton matrix: cone constraints and norms."""
-    blocks = _weighted_grams(problem.A, point.multiplier / point.slack)
-    outer = point.W.T[:, :, None] * point.S.T[:, None, :]
-    blocks -= (problem.beta / (2 * smooth**2))[:, None, None] * (outer + outer.transpose(0, 2, 1))
+    blocks = _weighted_grams(problem.A, point.multiplier / point.slack) + point.norms.curvature
     diagonal = np.arange(blocks.shape[1])
-    blocks[:, diagonal, diagonal] += (problem.beta / smooth)[:, None] + _PROXIMAL
+    blocks[:, diagonal, diagonal] += _PROXIMAL
     # The relative shift only guards the factorisation against rounding.
     blocks[:, diagonal, diagonal] *= 1 + 1e-12
     return blocks

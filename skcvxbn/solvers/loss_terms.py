@@ -6,7 +6,7 @@ pieces, the dual variable is a variable of its own, with multipliers ``zeta`` of
 
     T - F - s R = zeta_u - zeta_l ,    zeta_u (u - R) = tau ,    zeta_l (R - l) = tau .
 
-Linearised, both say ``dR = pull - R - W dF``, with a curvature ``W`` and a pull that depends on ``tau``.
+Linearised, both say ``dR = push - W dF``, with a curvature ``W`` and a push that depends on ``tau``.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ class LossTerm(Protocol):
         """``W``."""
         ...
 
-    def pull(self, products: Array) -> Array:
-        """Dual variable that the linearised equations ask for where the output does not move."""
+    def push(self, products: Array) -> Array:
+        """Move of the dual variable that the linearised equations ask for where the output stays."""
         ...
 
-    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
-        """Move of everything that goes with a move of the output."""
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array) -> TermMove:
+        """Move of everything that goes with moves of the output and of the dual variable."""
         ...
 
     def trusted(self, move: TermMove) -> float:
         """Largest step over which the linearisation is to be trusted."""
         ...
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> LossTerm:
+    def moved(self, fit: Array, move: TermMove, length: float) -> LossTerm:
         """Return the term after a step, with the output `fit` but for the bias."""
         ...
 
@@ -113,17 +113,17 @@ class _SmoothTerm:
         self.curvature = problem.loss.curvature(output.F)
         self.slack = self.multiplier = np.zeros(0, dtype=fit.dtype)
 
-    def pull(self, products: Array) -> Array:
-        return self.R
+    def push(self, products: Array) -> Array:
+        return np.zeros_like(self.R)
 
-    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
-        return TermMove(dF, bias, -(self.curvature @ dF), self.slack, self.multiplier)
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array) -> TermMove:
+        return TermMove(dF, bias, dR, self.slack, self.multiplier)
 
     def trusted(self, move: TermMove) -> float:
         return self._problem.loss.trusted(move.F)
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> _SmoothTerm:
-        return _SmoothTerm(self._problem, fit, self._bias + primal * move.bias)
+    def moved(self, fit: Array, move: TermMove, length: float) -> _SmoothTerm:
+        return _SmoothTerm(self._problem, fit, self._bias + length * move.bias)
 
 
 class _BoxedTerm:
@@ -184,16 +184,11 @@ class _BoxedTerm:
     def _gathered(self, lower: Array, upper: Array) -> Array:
         return np.concatenate([lower[self._finite[0]], upper[self._finite[1]]])
 
-    def _force(self, products: Array) -> Array:
+    def push(self, products: Array) -> Array:
         lower, upper = self._spread(products / self.multiplier)
-        return self._distance - upper + lower
+        return self._weights * (self._distance - upper + lower)
 
-    def pull(self, products: Array) -> Array:
-        return self.R + self._weights * self._force(products)
-
-    def move(self, dF: Array, bias: Array, products: Array) -> TermMove:
-        # Not as pull - R: the digits that a small weight leaves of the force would drown in those of R.
-        dR = self._weights * (self._force(products) - dF)
+    def move(self, dF: Array, bias: Array, dR: Array, products: Array) -> TermMove:
         multiplier = self._gathered(dR, -dR)
         slack = products / self.multiplier - self.slack - self.slack / self.multiplier * multiplier
         return TermMove(dF, bias, dR, slack, multiplier)
@@ -201,13 +196,13 @@ class _BoxedTerm:
     def trusted(self, move: TermMove) -> float:
         return np.inf
 
-    def moved(self, fit: Array, move: TermMove, primal: float, dual: float) -> _BoxedTerm:
+    def moved(self, fit: Array, move: TermMove, length: float) -> _BoxedTerm:
+        bias, R = self._bias + length * move.bias, self.R + length * move.R
+        F = fit + np.outer(self._problem.A[:, -1], bias)
+        lower, upper = self._spread(self.slack + length * move.slack)
+        # The inaccuracy of the step goes where it can do no harm: into the slacks.
+        error = self._box.target - F - self._box.rounding * R - upper + lower
+        slack = self._gathered(lower + np.maximum(-error, 0), upper + np.maximum(error, 0))
         return _BoxedTerm(
-            self._problem,
-            self._box,
-            fit,
-            self._bias + primal * move.bias,
-            self.R + dual * move.R,
-            self.slack + primal * move.slack,
-            self.multiplier + dual * move.multiplier,
+            self._problem, self._box, fit, bias, R, slack, self.multiplier + length * move.multiplier
         )

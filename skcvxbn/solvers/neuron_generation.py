@@ -14,7 +14,6 @@ leave these. So descent goes first, then both take turns, and the program alone 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -22,42 +21,28 @@ from numpy.typing import NDArray
 
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.descent import Interrupted, descend, random_network
+from skcvxbn.solvers.dual_search import DualSearch
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import (
-    QUICK,
-    SHARP,
-    THOROUGH,
-    Candidates,
-    Stages,
-    affordable_starts,
-    random_starts,
-    search,
-    verified,
-)
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
 _CHEAP, _AFFORDABLE = 2e9, 1.2e10
 # With more neurons than this descent goes first, cheap or not: few would be left by the first turn.
 _FEW = 64
-_QUICK_STARTS = 64
-# Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
-_BATCHES = (THOROUGH, SHARP, SHARP)
-# Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
-# tolerance is kept for them.
-_MARGIN = 0.5
 # Widths of the rounded kinks: of the first network, of a round, and where no exact step will follow.
 _FIRST_WIDTHS = (0.5, 0.25, 0.12, 0.06, 0.03)
 _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 # With several outputs and strong regularization wide kinks merge what should stay apart.
 _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
+# A stage ends when ten steps together gain less than this, or than this share of the tolerance.
+_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.1
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
-_DEAR_STEP = 2e9
+_DEAR_STEP = 1e9
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 128, 512, 5e9
+_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 33, 128, 512, 1e10
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
@@ -84,15 +69,6 @@ class _Way(Enum):
     DESCENT = 1
     TURNS = 2
     PROGRAM = 3
-
-
-@dataclass(frozen=True)
-class _DualPoint:
-    """A residual, the network it belongs to, and the largest value found for it so far."""
-
-    R: NDArray
-    neurons: Neurons
-    largest: float
 
 
 def generate_neurons(
@@ -136,8 +112,7 @@ class _Generation:
         rank, n_outputs = problem.A.shape[1], problem.n_outputs
         nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
         self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
-        self.found = Candidates(*nothing, np.zeros(0))
-        self.dual = _DualPoint(problem.feasible(problem.zero.R), self.neurons, np.inf)
+        self.duals = DualSearch(problem, self.single, options, self.neurons)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         self.rounding = _ROUNDING
@@ -150,11 +125,11 @@ class _Generation:
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(len(V)):
-                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL)
             elif self.several and len(V) < _LARGEST_WIDTH:
-                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
-                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, 1e-4)
+                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
@@ -164,8 +139,8 @@ class _Generation:
     def _first_size(self) -> int:
         problem = self.problem
         strength = problem.beta / max(float(np.linalg.norm(problem.zero.R)), 1e-30)
-        wanted = (66 if self.several else 33) / np.sqrt(strength)
-        largest = _DEAREST_STEP / (2 * problem.A.size)
+        wanted = _WIDTH / np.sqrt(strength)
+        largest = _DEAREST_STEP / self._descent_work(1)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
         return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
@@ -196,11 +171,11 @@ class _Generation:
 
     def _join(self) -> None:
         problem, options = self.problem, self.options
-        violating = np.flatnonzero(self.found.values > problem.beta * (1 + 1e-3 * options.tol))
+        violating = np.flatnonzero(self.duals.found.values > problem.beta * (1 + 1e-3 * options.tol))
         # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
         n_neurons = len(self.neurons)
         n_new = max(_NEWCOMERS, n_neurons // 2) if self._affordable() else max(16, n_neurons // 10)
-        self.neurons = self.neurons.joined(problem, self.found.take(violating[:n_new]))
+        self.neurons = self.neurons.joined(problem, self.duals.found.take(violating[:n_new]))
 
     def _is_cheap(self) -> bool:
         few = 0 < int(self._significant().sum()) <= _FEW
@@ -234,7 +209,7 @@ class _Generation:
     def _descend_again(self) -> None:
         neurons = self.neurons
         n_steps = _ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS
-        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, 1e-5)
+        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, _ROUND_TOL)
 
     def _round_widths(self) -> tuple[float, ...]:
         if self._is_dear(len(self.neurons)):
@@ -242,7 +217,12 @@ class _Generation:
         return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
-        return 2.0 * self.problem.A.size * n_neurons > _DEAR_STEP
+        return self._descent_work(n_neurons) > _DEAR_STEP
+
+    def _descent_work(self, n_neurons: int) -> float:
+        """Multiplications and additions of a step of descent, roughly."""
+        n_samples, rank = self.problem.A.shape
+        return n_samples * n_neurons * (4.0 * rank + 6.0 * self.problem.n_outputs)
 
     def _descend(self, S: NDArray, V: NDArray, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
         # Through double precision: the product of the scales of a newcomer is small.
@@ -253,7 +233,7 @@ class _Generation:
             V.astype(np.float32),
             widths=widths,
             n_steps=n_steps,
-            tol=tol,
+            tol=max(tol, _TOL_SHARE * self.options.tol),
             deadline=self.options.deadline,
         )
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
@@ -277,71 +257,24 @@ class _Generation:
 
     def _search(self) -> None:
         thorough = self.way is _Way.PROGRAM and self.standing_still > 0
-        stages = THOROUGH if thorough else QUICK
-        R = self.neurons.R
-        self.found = self._searched(R, self.neurons, stages)
-        self._refute()
-        bound = self._bound(R, self.found.largest)
-        gap = 1 - bound / self.neurons.objective
+        gap = 1 - self.duals.search(self.neurons, thorough=thorough) / self.neurons.objective
         self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0))
-        if bound > self._lower_bound():
-            self.dual = _DualPoint(R, self.neurons, self.found.largest)
-        self.gap = 1 - self._lower_bound() / self.best.objective
+        self._state_gap()
 
-    def _refute(self) -> None:
-        """Test the dual point against all that was found since: among bounds the largest may be mistaken."""
-        problem, dual = self.problem, self.dual
-        for S in (self.found.S, self.neurons.S, self.best.S):
-            lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
-            values = np.linalg.norm(problem.hidden(S).T @ dual.R, axis=1) / lengths
-            dual = replace(dual, largest=max(dual.largest, float(values.max(initial=0.0))))
-        self.dual = dual
-
-    def _lower_bound(self) -> float:
-        return self._bound(self.dual.R, self.dual.largest)
-
-    def _bound(self, R: NDArray, largest: float) -> float:
-        """Lower bound of the optimum if no neuron violates more than those found, by more than a margin."""
-        return self.problem.dual_bound(R, largest * (1 + _MARGIN * self.options.tol))
-
-    def _searched(self, R: NDArray, neurons: Neurons, stages: Stages) -> Candidates:
-        """Climb from random points and from the most violated of the neurons and of what was last found."""
-        options, found = self.options, self.found
-        # Single precision finds a maximum to six digits.
-        problem = self.single if options.tol >= 1e-5 else self.problem
-        A, dtype = problem.A, problem.A.dtype
-        wanted = _QUICK_STARTS if stages is QUICK else options.search_starts
-        n_starts = min(wanted, affordable_starts(A, stages))
-        S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
-        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
-        values = np.linalg.norm(self.problem.hidden(S).T @ R, axis=1) / lengths
-        largest = np.argsort(-values, kind="stable")[:n_starts]
-        random_S, random_U = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
-        S = np.hstack([S[:, largest] / lengths[largest], random_S]).astype(dtype)
-        U = np.vstack([U[largest], random_U]).astype(dtype)
-        candidates = search(A, R.astype(dtype), S, U, stages=stages)
-        return verified(self.problem.A, R, candidates)
-
-    def _confirm(self, R: NDArray, neurons: Neurons) -> None:
-        """Search from fresh points until a batch of them no longer raises the largest value."""
-        largest = 0.0
-        for number, stages in enumerate(_BATCHES, start=1):
-            self.found = self._searched(R, neurons, stages)
-            raised = self.found.largest > largest * (1 + 1e-3 * self.options.tol)
-            if number > 1 and not raised:
-                break
-            largest = self.found.largest
+    def _state_gap(self) -> None:
+        self.duals.refute(self.neurons.S, self.best.S)
+        self.gap = 1 - self.duals.lower_bound / self.best.objective
 
     def _decide(self, progress: float, narrower: bool) -> None:
         options = self.options
         if self.gap <= options.tol:
-            self._confirm(self.dual.R, self.dual.neurons)
-            self._refute()
-            self.gap = 1 - self._lower_bound() / self.best.objective
+            self.duals.confirm()
+            self._state_gap()
             if self.gap <= options.tol:
                 self.message = _CONVERGED
                 return
-            self.way = _Way.PROGRAM
+            if self.way is _Way.TURNS:
+                self.way = _Way.PROGRAM
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress)
         elif progress < _STANDSTILL * options.tol and not narrower:
@@ -374,9 +307,9 @@ class _Generation:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
         if self.message not in (_CONVERGED, _INTERRUPTED) and self._affordable():
-            self._confirm(self.dual.R, self.dual.neurons)
-        self._refute()
-        lower_bound = self._bound(self.dual.R, self.dual.largest)
+            self.duals.confirm()
+        self._state_gap()
+        lower_bound = self.duals.lower_bound
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V)
         # Descent leaves many neurons of a kind; their output directions agree up to rounding only.
@@ -393,5 +326,5 @@ class _Generation:
         converged = objective - lower_bound <= self.options.tol * objective
         message = "" if self.message == _CONVERGED else self.message
         return Solution(
-            S, V, self.dual.R, objective, lower_bound, "estimated", self.n_iter, converged, message
+            S, V, self.duals.point.R, objective, lower_bound, "estimated", self.n_iter, converged, message
         )

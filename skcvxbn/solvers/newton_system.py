@@ -95,15 +95,25 @@ class FactorisedSystem:
             np.matmul(self._L_inverse.transpose(0, 2, 1), self._L_inverse)
         )
 
-    def solve(self, b: NDArray, tol: float) -> NDArray:
-        """Solve for `b` of shape (rank + 1, n_neurons), to the relative accuracy `tol`."""
+    def solve(self, b: NDArray, tol: float) -> tuple[NDArray, NDArray]:
+        """Solve for `b` of shape (rank + 1, n_neurons), to the relative accuracy `tol`.
+
+        Returns
+        -------
+        X : ndarray of shape (rank + 1, n_neurons)
+            The solution.
+        image : ndarray of shape (n_samples, n_outputs)
+            ``W F x``, less what the bias takes of it. With it, rather than with the product, the equations
+            ``F^T image + B x = b`` hold whatever the accuracy.
+        """
         Z = _conjugate_gradients(
             lambda R: R + self._forward(self._divide(self._backward(R))),
             self._precondition,
             self._forward(self._divide(b)),
             tol,
         )
-        return self._divide(b - self._backward(Z))
+        image = self._curvature.root(self._without_reached(Z))
+        return self._divide(b - self._system.adjoint(image)), image
 
     def best_bias(self, pull: NDArray) -> NDArray:
         """Move of the bias with which ``pull - W E bias`` is orthogonal to its direction."""
@@ -111,13 +121,13 @@ class FactorisedSystem:
             return np.zeros(pull.shape[1], dtype=pull.dtype)
         return self._inverse_along @ (self._bias @ pull)
 
-    def descent(self, pull: NDArray) -> NDArray:
-        """``F^T`` of a pull on the output, less what the bias takes of it."""
-        if self._bias is not None:
-            pull = pull - self._curvature @ np.outer(self._bias, self.best_bias(pull))
-        return self._system.adjoint(pull)
+    def taken_by_bias(self, pull: NDArray) -> NDArray:
+        """Return what the best bias takes of a pull on the output."""
+        if self._bias is None:
+            return np.zeros_like(pull)
+        return self._curvature @ np.outer(self._bias, self.best_bias(pull))
 
-    def _without_bias(self, Z: NDArray) -> NDArray:
+    def _without_reached(self, Z: NDArray) -> NDArray:
         """Project on what ``M^T E`` does not reach."""
         if self._bias is None:
             return Z
@@ -125,10 +135,10 @@ class FactorisedSystem:
         return Z - self._curvature.root_transposed(np.outer(self._bias, reached))
 
     def _forward(self, X: NDArray) -> NDArray:
-        return self._without_bias(self._curvature.root_transposed(self._system.fit(X)))
+        return self._without_reached(self._curvature.root_transposed(self._system.fit(X)))
 
     def _backward(self, Z: NDArray) -> NDArray:
-        return self._system.adjoint(self._curvature.root(self._without_bias(Z)))
+        return self._system.adjoint(self._curvature.root(self._without_reached(Z)))
 
     def _divide(self, X: NDArray) -> NDArray:
         # The two triangular factors, and not their product, keep what the stiff directions need.
@@ -160,9 +170,9 @@ class FactorisedSystem:
         factor = _factor(gram)
 
         def precondition(R: NDArray) -> NDArray:
-            reached = ((H.T @ curvature.root(self._without_bias(R))) * U).sum(axis=1)
+            reached = ((H.T @ curvature.root(self._without_reached(R))) * U).sum(axis=1)
             taken = linalg.cho_solve(factor, reached, check_finite=False)
-            return R - self._without_bias(curvature.root_transposed(H @ (taken[:, None] * U)))
+            return R - self._without_reached(curvature.root_transposed(H @ (taken[:, None] * U)))
 
         return precondition
 

@@ -92,11 +92,11 @@ class Candidates:
         return Candidates(self.S[:, which], self.U[which], self.values[which])
 
 
-def affordable_starts(A: NDArray, stages: Stages) -> int:
-    """How many starts a search may have on data of this size, at least 8."""
+def affordable_starts(A: NDArray, stages: Stages, effort: float = 1.0) -> int:
+    """How many starts a search of a share of the full effort may have on data of this size, at least 8."""
     climbed = A.size / _stride(A)
     work_per_start = 2.0 * climbed * sum(stage.n_outer * stage.n_inner for stage in stages)
-    return max(8, int(_AFFORDABLE[stages] / work_per_start))
+    return max(8, int(effort * _AFFORDABLE[stages] / work_per_start))
 
 
 def random_starts(

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skcvxbn import ConvexBNRegressor
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO
-from skcvxbn.solvers import neuron_generation
+from skcvxbn.solvers import dual_search
 
 
 def make_data(seed=0, n=15):
@@ -229,7 +229,7 @@ def test_max_time_ends_training_with_a_valid_gap():
 
 def test_an_interrupt_keeps_the_best_network(monkeypatch):
     X, y = load_diabetes(return_X_y=True)
-    search = neuron_generation.search
+    search = dual_search.search
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -238,7 +238,7 @@ def test_an_interrupt_keeps_the_best_network(monkeypatch):
             raise KeyboardInterrupt
         return search(*args, **kwargs)
 
-    monkeypatch.setattr(neuron_generation, "search", interrupted)
+    monkeypatch.setattr(dual_search, "search", interrupted)
     with pytest.warns(ConvergenceWarning, match="interrupted"):
         fitted = model(tol=1e-8).fit(X, y)
     assert fitted.score(X, y) > 0.5

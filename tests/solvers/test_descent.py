@@ -29,7 +29,7 @@ def test_the_gradient_is_the_slope_of_the_value(width, n_outputs, fit_intercept)
     problem = make(n_outputs, fit_intercept)
     S, V = random_network(problem, 6, np.random.RandomState(0))
     smooth = _SmoothNetwork(problem, S, V, width)
-    x, step = smooth.pack(S, V), 1e-6
+    x, step = smooth.start(S, V), 1e-6
     value, gradient = smooth(x)
     # The value by its definition: half a parabola between -w and w, the bias fitted by least squares.
     T, w = problem.A @ S, width * np.linalg.norm(S, axis=0) / 5

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from skcvxbn.losses import LinearQuadratic
+from skcvxbn.losses import LinearQuadratic, absolute_error, hinge, huber, log_loss, pinball, squared_hinge
 from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.whitening import whiten
 
@@ -78,6 +79,41 @@ def test_both_ways_of_solving_the_newton_system_agree(fit_intercept):
     assert 8 * 4 > 12
     np.testing.assert_allclose(rows, unknowns, atol=1e-6)
     assert value(problem, patterns, U, rows) == pytest.approx(value(problem, patterns, U, unknowns), rel=1e-9)
+
+
+LOSSES = {
+    "absolute": absolute_error,
+    "pinball": lambda Y, weight: pinball(Y, weight, 0.8),
+    "huber": lambda Y, weight: huber(Y, weight, 0.5),
+    "hinge": lambda Y, weight: hinge(np.sign(Y), weight),
+    "squared hinge": lambda Y, weight: squared_hinge(np.sign(Y), weight),
+    "log": lambda Y, weight: log_loss(
+        np.sign(Y) if Y.shape[1] == 1 else np.eye(Y.shape[1])[Y.argmax(axis=1)], weight
+    ),
+}
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_dual_point_bounds_every_loss(loss, n_outputs, fit_intercept):
+    problem, patterns, U, S = instance(30, 3, 12, n_outputs, fit_intercept)
+    weight = np.random.default_rng(0).uniform(0.5, 2, 30)
+    problem = replace(problem, loss=LOSSES[loss](problem.loss.target, weight), beta=0.3)
+    tol = 1e-7
+    solution, R = solve_over_arrangements(problem, patterns, U, 0.1 * S, tol=tol)
+    fitted = (patterns * (problem.A @ solution)) @ U
+    objective = problem.at(fitted).value + problem.beta * np.linalg.norm(solution, axis=0).sum()
+    # No neuron of the cones pulls by more than beta: the dual value of R is a bound, and close.
+    gradients = problem.A.T @ (patterns * (R @ U.T))
+    projections = ConeProjector(problem.A, patterns).project(gradients, np.arange(len(U)))
+    largest = np.linalg.norm(projections, axis=0).max()
+    assert largest <= problem.beta * (1 + 3e-4)
+    bound = problem.dual_bound(R, max(largest, problem.beta))
+    assert bound <= objective * (1 + 10 * tol)
+    assert bound >= objective * (1 - 10 * tol - 3 * max(largest / problem.beta - 1, 0))
+    if fit_intercept:
+        np.testing.assert_allclose(problem.A[:, -1] @ R, 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])

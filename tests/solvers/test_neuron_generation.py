@@ -11,7 +11,7 @@ from sklearn.datasets import load_diabetes
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.path import largest_beta
-from skcvxbn.solvers import neuron_generation, solve
+from skcvxbn.solvers import dual_search, neuron_generation, solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
@@ -176,7 +176,7 @@ def test_a_stopped_solver_still_states_a_true_bound(options):
 
 
 def test_an_interrupted_solver_returns_the_best_network_so_far(options, monkeypatch):
-    problem, calls, search = instance(60, 6, ratio=0.05), [], neuron_generation.search
+    problem, calls, search = instance(60, 6, ratio=0.05), [], dual_search.search
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -184,7 +184,7 @@ def test_an_interrupted_solver_returns_the_best_network_so_far(options, monkeypa
             raise KeyboardInterrupt
         return search(*args, **kwargs)
 
-    monkeypatch.setattr(neuron_generation, "search", interrupted)
+    monkeypatch.setattr(dual_search, "search", interrupted)
     solution = generate_neurons(problem, options(1e-12))
     assert len(calls) == 3
     assert solution.message == "interrupted"

@@ -1,0 +1,133 @@
+"""Dual points, and the search that says how feasible they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcvxbn.solvers.base import Options, Problem
+from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.search import (
+    QUICK,
+    SHARP,
+    THOROUGH,
+    Candidates,
+    Stages,
+    affordable_starts,
+    random_starts,
+    search,
+    verified,
+)
+
+_QUICK_STARTS = 64
+# Tolerance from which on a looser one takes fewer starts.
+_PRECISE = 1e-4
+# Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
+_BATCHES = (THOROUGH, SHARP, SHARP)
+# Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
+# tolerance is kept for them.
+_MARGIN = 0.5
+
+
+@dataclass(frozen=True)
+class DualPoint:
+    """A dual point, the network it belongs to, and the largest violation found for it so far.
+
+    Attributes
+    ----------
+    R : ndarray of shape (n_samples, n_outputs)
+        The dual point.
+    neurons : Neurons
+        The network.
+    largest : float
+        The largest ``||R^T (A s)_+||`` over unit ``s`` found.
+    """
+
+    R: NDArray
+    neurons: Neurons
+    largest: float
+
+
+class DualSearch:
+    """The best dual point so far, and the constraints that the last one searched violates.
+
+    Parameters
+    ----------
+    problem : Problem
+        The training problem.
+    single : Problem
+        The same in single precision, in which a maximum is found to six digits.
+    options : Options
+        Tolerance, number of starts and source of randomness.
+    idle : Neurons
+        The network without a neuron.
+    """
+
+    def __init__(self, problem: Problem, single: Problem, options: Options, idle: Neurons) -> None:
+        self._problem, self._single, self._options = problem, single, options
+        self.found = Candidates(idle.S, idle.U, np.zeros(0))
+        self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
+
+    @property
+    def lower_bound(self) -> float:
+        """Lower bound of the optimum, if no neuron violates more than those found, by more than a margin."""
+        return self._bound(self.point.R, self.point.largest)
+
+    def _bound(self, R: NDArray, largest: float) -> float:
+        return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
+
+    def search(self, neurons: Neurons, *, thorough: bool) -> float:
+        """Search for violations of a network's dual point, keep it if it is the best; return its bound."""
+        self.found = self._searched(neurons.R, neurons, THOROUGH if thorough else QUICK)
+        self.refute()
+        bound = self._bound(neurons.R, self.found.largest)
+        if bound > self.lower_bound:
+            self.point = DualPoint(neurons.R, neurons, self.found.largest)
+        return bound
+
+    def confirm(self) -> None:
+        """Search the best dual point from fresh starts until a batch of them finds nothing larger."""
+        largest = 0.0
+        for number, stages in enumerate(_BATCHES, start=1):
+            self.found = self._searched(self.point.R, self.point.neurons, stages)
+            raised = self.found.largest > largest * (1 + 1e-3 * self._options.tol)
+            if number > 1 and not raised:
+                break
+            largest = self.found.largest
+        self.refute()
+
+    def refute(self, *others: NDArray) -> None:
+        """Test the dual point with all that was found since: the largest of several bounds may be mistaken.
+
+        Parameters
+        ----------
+        *others : ndarray of shape (rank + 1, n_directions)
+            More hidden directions to test it with.
+        """
+        for S in (self.found.S, *others):
+            largest = float(self._values(S, self.point.R).max(initial=0.0))
+            self.point = replace(self.point, largest=max(self.point.largest, largest))
+
+    def _values(self, S: NDArray, R: NDArray) -> NDArray:
+        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
+        return np.linalg.norm(self._problem.hidden(S).T @ R, axis=1) / lengths
+
+    def _searched(self, R: NDArray, neurons: Neurons, stages: Stages) -> Candidates:
+        """Climb from random points and from the most violated of the neurons and of what was last found."""
+        options, found = self._options, self.found
+        A = (self._single if options.tol >= 1e-5 else self._problem).A
+        # A gap of percents needs no violation to the last digit.
+        effort = math.sqrt(min(1.0, _PRECISE / options.tol))
+        wanted = _QUICK_STARTS if stages is QUICK else max(8, int(effort * options.search_starts))
+        n_starts = min(wanted, affordable_starts(A, stages, effort))
+        S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
+        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
+        largest = np.argsort(-self._values(S, R), kind="stable")[:n_starts]
+        random_S, random_U = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
+        S = np.hstack([S[:, largest] / lengths[largest], random_S]).astype(A.dtype)
+        U = np.vstack([U[largest], random_U]).astype(A.dtype)
+        candidates = search(A, R.astype(A.dtype), S, U, stages=stages)
+        return verified(self._problem.A, R, candidates)
