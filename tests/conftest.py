@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from skcvxbn.arrangements import enumerate_arrangements
@@ -150,3 +151,37 @@ def options():
         return Options(tol=tol, rng=np.random.RandomState(seed), **(defaults | given))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def descend_from_random():
+    """Train a network with an output bias directly, by L-BFGS from a random start: an independent way.
+
+    The kinks of the loss are rounded less and less; those of the ReLU are taken as they are.
+    """
+
+    def descend(A, loss, beta, rng, n_neurons):
+        q, C, m = A.shape[1], loss.shape[1], n_neurons
+
+        def unpack(x):
+            return x[: q * m].reshape(q, m), x[q * m : (q + C) * m].reshape(m, C), x[(q + C) * m :]
+
+        def objective(x, loss):
+            S, V, shift = unpack(x)
+            hidden = np.maximum(A @ S, 0)
+            value, R = loss.evaluate(hidden @ V + A[:, -1:] * shift)
+            gradient = np.r_[
+                (beta * S - A.T @ ((hidden > 0) * (R @ V.T))).ravel(),
+                (beta * V - hidden.T @ R).ravel(),
+                -A[:, -1] @ R,
+            ]
+            return value + beta / 2 * np.sum(S**2) + beta / 2 * np.sum(V**2), gradient
+
+        x = np.r_[1.5 * rng.standard_normal((q + C) * m), np.zeros(C)]
+        for width in (0.3, 3e-2, 3e-3, 1e-3):
+            x = minimize(objective, x, (loss.smoothed(width),), "L-BFGS-B", True, options={"maxiter": 1000}).x
+            if loss.smoothed(width) is loss:
+                break
+        return unpack(x)
+
+    return descend

@@ -13,6 +13,8 @@ Array = NDArray[Any]
 _STEPS = 200
 # A difference of this many units in the last place is rounding.
 _ROUNDING = 8
+# Newton's steps that lower the value by less are crawling: down an exponential tail by a factor of e each.
+_FALL = 0.25
 
 
 def monotone_roots(
@@ -51,12 +53,12 @@ def monotone_roots(
             newton = x - value / slope
         # A slope next to zero sends Newton's step anywhere.
         inside = (newton > low) & (newton < high) & (bracketed | (np.abs(newton - x) <= stride))
+        trusted = inside & (np.abs(value) < _FALL * last)
         outward = np.where(value < 0, x + stride, x - stride)
         with np.errstate(invalid="ignore"):
             safe = np.where(bracketed, (low + high) / 2, outward)
-        followed = inside & (np.abs(value) < 0.5 * last)
-        new = np.where(zero, x, np.where(followed, newton, safe))
+        new = np.where(zero, x, np.where(trusted, newton, safe))
         if np.all(np.abs(new - x) <= eps / 4 * np.maximum(np.abs(x), scale)):
             break
-        x, last, stride = new, np.abs(value), np.where(bracketed | followed, stride, 4 * stride)
+        x, last, stride = new, np.abs(value), np.where(bracketed | trusted, stride, 4 * stride)
     return x.astype(start.dtype)

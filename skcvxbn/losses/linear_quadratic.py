@@ -166,6 +166,8 @@ class LinearQuadratic(Loss):
         dual = float(np.linalg.norm(self.dual(start)))
         return output or 1.0, output * dual or 1.0
 
+    # A bound that overflows is none.
+    @np.errstate(over="ignore")
     def scaled(self, output: float, value: float) -> LinearQuadratic:
         """Return the loss in other units."""
         factor = output / value
@@ -182,6 +184,7 @@ class LinearQuadratic(Loss):
             return self
         return replace(self, rounding=width)
 
+    @np.errstate(over="ignore")
     def astype(self, dtype: Any) -> LinearQuadratic:
         """Return the loss in another precision."""
         bounds = [
@@ -225,7 +228,8 @@ def huber(Y: Array, weight: Array, epsilon: float) -> LinearQuadratic:
     LinearQuadratic
         The loss.
     """
-    bound = np.broadcast_to(epsilon * np.sqrt(weight)[:, None], Y.shape)
+    with np.errstate(over="ignore"):
+        bound = np.broadcast_to(epsilon * np.sqrt(weight)[:, None], Y.shape)
     return LinearQuadratic(_weighted(Y, weight), 1.0, -bound, bound)
 
 

@@ -26,7 +26,7 @@ def make_data(n_classes, n=60):
 
 def test_two_classes_are_a_regression_on_signs():
     X, y = make_data(2)
-    fitted = model().fit(X, np.array(["no", "yes"])[y])
+    fitted = model(loss="squared_error").fit(X, np.array(["no", "yes"])[y])
     regression = ConvexBNRegressor(beta_ratio=0.1, random_state=0).fit(X, 2.0 * y - 1)
     assert_array_equal(fitted.classes_, ["no", "yes"])
     assert_array_equal(fitted.decision_function(X), regression.predict(X))
@@ -38,7 +38,7 @@ def test_two_classes_are_a_regression_on_signs():
 
 def test_several_classes_are_a_regression_on_indicators():
     X, y = make_data(3)
-    fitted = model().fit(X, y)
+    fitted = model(loss="squared_error").fit(X, y)
     indicators = (y[:, None] == [0, 1, 2]).astype(float)
     regression = ConvexBNRegressor(beta_ratio=0.1, random_state=0).fit(X, indicators)
     assert_array_equal(fitted.decision_function(X), regression.predict(X))
@@ -112,15 +112,26 @@ def test_bad_targets_are_refused(y, message):
 
 
 def test_parameters_are_those_of_the_regressor():
-    assert ConvexBNClassifier().get_params() == ConvexBNRegressor().get_params()
+    own, others = ConvexBNClassifier().get_params(), ConvexBNRegressor().get_params()
+    assert own.keys() ^ others.keys() == {"class_weight", "epsilon", "quantile"}
+    assert {name for name in own.keys() & others.keys() if own[name] != others[name]} == {"loss"}
     with pytest.raises(ValueError, match="The 'beta' parameter of ConvexBNClassifier must be a float"):
         model(beta=-1.0).fit(*make_data(2))
     with pytest.raises(ValueError, match="solver='cvxpy'"):
         model(solver="cvxpy").fit(*make_data(2))
 
 
-def test_there_are_no_probabilities():
-    assert not hasattr(model(), "predict_proba")
+@pytest.mark.parametrize("loss", ["squared_error", "hinge", "squared_hinge"])
+@pytest.mark.parametrize("method", ["predict_proba", "predict_log_proba"])
+def test_only_the_log_loss_has_probabilities(loss, method):
+    assert hasattr(model(), method)
+    fitted = model(loss=loss).fit(*make_data(2))
+    assert not hasattr(fitted, method)
+    # available_if hides its reason behind a general one.
+    with pytest.raises(AttributeError, match=f"no attribute '{method}'") as raised:
+        getattr(fitted, method)
+    assert f"loss={loss!r}" in str(raised.value.__cause__)
+    assert "CalibratedClassifierCV" in str(raised.value.__cause__)
 
 
 def test_real_data_without_scaling():

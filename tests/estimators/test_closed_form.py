@@ -109,7 +109,10 @@ def test_the_classifier_is_theorem_2_4(labels):
 def test_the_certified_classifier_agrees():
     X, y = make_data(9, 12)[0], [0, 1, 2] * 3
     model = ClosedFormBNClassifier(0.4).fit(X, y)
-    certified = ConvexBNClassifier(beta=0.4, fit_intercept=False, tol=1e-3, random_state=0).fit(X, y)
+    certified = ConvexBNClassifier(
+        beta=0.4, loss="squared_error", fit_intercept=False, tol=1e-3, random_state=0
+    )
+    certified.fit(X, y)
     assert_allclose(model.objective_, certified.objective_, atol=1.01 * certified.dual_gap_)
 
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from sklearn.base import BaseEstimator
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_class_weight_classifiers, parametrize_with_checks
 
 import skcvxbn
 
@@ -36,6 +36,9 @@ def explained_failures(estimator):
     expected_failed_checks=explained_failures,
 )
 def test_scikit_learn_checks(estimator, check):
+    if check.func is check_class_weight_classifiers:
+        # Weak regularization separates these noisy rows, whatever the weights of their classes.
+        estimator.set_params(beta_ratio=0.3)
     check(estimator)
 
 

@@ -193,6 +193,33 @@ def test_roots_in_any_units_from_any_start():
             assert len(calls) < 90
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_start_in_a_tail_that_dies_out(dtype):
+    """Newton's steps crawl there, and strides that grow meanwhile would end beyond the largest number."""
+    rng = np.random.default_rng(0)
+    Y = np.where(np.arange(50) < 25, -1.0, 1.0)[:, None]
+    weight = np.where(Y[:, 0] < 0, 1e5, 1e-2)
+    direction = np.sqrt(weight / weight.sum())
+    F = np.where(Y < 0, 1e4 * rng.random((50, 1)), 280 + 10 * rng.random((50, 1)))
+    loss = losses.log_loss(Y, weight).astype(dtype)
+    evaluations = []
+
+    class Counting(type(loss)):
+        def dual(self, F):
+            evaluations.append(F)
+            return super().dual(F)
+
+    for start in (-4.3e6, 4.3e6, 0.0):
+        evaluations.clear()
+        with np.errstate(all="raise", under="ignore"):
+            bias = Counting(loss.slope, loss.scale).best_bias(
+                F.astype(dtype), direction.astype(dtype), np.full(1, start, dtype)
+            )
+        assert len(evaluations) < 40
+        # The classes can be separated.
+        assert loss.value(shifted(F, direction, bias)) < 1e-12
+
+
 def test_a_root_at_zero_is_found_in_a_few_steps():
     # Its relative size is all rounding: that must not be resolved.
     rng = np.random.default_rng(0)
