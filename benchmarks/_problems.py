@@ -13,8 +13,8 @@ from sklearn.datasets import load_diabetes, load_digits
 
 from skcvxbn import SVDTruncation
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.path import largest_beta
 from skcvxbn.solvers import Problem
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import Whitening, whiten
 
 # beta as a share of beta_max; the last one is weak enough for hundreds of neurons.

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from skcvxbn.certificates import bound_violation, prove
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.path import largest_beta
 from skcvxbn.solvers import Options, Problem, solve
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
 

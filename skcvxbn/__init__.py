@@ -7,11 +7,13 @@ from skcvxbn.estimators import (
     ClosedFormBNClassifier,
     ClosedFormBNNet,
     ConvexBNClassifier,
+    ConvexBNClassifierCV,
     ConvexBNRegressor,
+    ConvexBNRegressorCV,
     SVDTruncation,
 )
 from skcvxbn.network import BatchNormAfterReLUNetwork, BatchNormNetwork
-from skcvxbn.path import beta_max
+from skcvxbn.path import beta_max, convex_bn_path
 
 __version__ = "0.1.0"
 
@@ -21,9 +23,12 @@ __all__ = [
     "ClosedFormBNClassifier",
     "ClosedFormBNNet",
     "ConvexBNClassifier",
+    "ConvexBNClassifierCV",
     "ConvexBNRegressor",
+    "ConvexBNRegressorCV",
     "DeepBatchNormNetwork",
     "SVDTruncation",
     "__version__",
     "beta_max",
+    "convex_bn_path",
 ]

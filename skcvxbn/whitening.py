@@ -7,7 +7,8 @@ the library works with the matrix ``A = [U, 1/sqrt(n)]`` built here, whose colum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,6 +56,54 @@ class Whitening:
         U = (X - self.mean) @ self.projection
         constant = np.full((len(X), 1), self.n_rows**-0.5, dtype=U.dtype)
         return np.hstack([U, constant])
+
+    def truncated(self, X: NDArray, weight: NDArray, n_components: int | float) -> tuple[NDArray, Whitening]:
+        """Keep the leading singular directions of the centred rows, in the units of the features.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features)
+            The rows that were whitened.
+        weight : ndarray of shape (n_samples,)
+            Their weights.
+        n_components : int or float
+            Number of directions, or share of the variance in (0, 1) that they are to explain.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            The rows of lower rank (equation 17 of the paper).
+        Whitening
+            Their coordinates. A network in them takes rows of full rank as well: to its weights the
+            directions left out are zero.
+        """
+        if self.rank == 0:
+            return X, self
+        mean = self.mean.astype(np.float64)
+        U = self.A[:, :-1].astype(np.float64)
+        left, values, right = linalg.svd((U * np.sqrt(weight)[:, None]).T @ (X - mean), full_matrices=False)
+        squares = values**2
+        k = min(n_leading(squares / squares.sum(), n_components), self.rank)
+        left, values, right = left[:, :k], values[:k], right[:k]
+        rows = mean + (U @ left / np.sqrt(weight)[:, None]) @ (values[:, None] * right)
+        dtype = self.A.dtype
+        truncated = replace(
+            self,
+            A=np.hstack([U @ left, self.A[:, -1:]]).astype(dtype),
+            projection=(self.projection @ left).astype(dtype),
+            singular_values=linalg.svdvals(values[:, None] * right / self.scale).astype(dtype),
+        )
+        return rows.astype(dtype), truncated
+
+
+def n_leading(shares: NDArray, n_components: int | float | None) -> int:
+    """Count the directions asked for, given the share of the variance of each, in decreasing order."""
+    if n_components is None:
+        return len(shares)
+    if isinstance(n_components, Integral):
+        return int(n_components)
+    # The slack lets directions that reach the share exactly do so whatever the rounding.
+    return min(int((np.cumsum(shares) < n_components - 1e-12).sum()) + 1, len(shares))
 
 
 def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None) -> Whitening:

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_iris
+from sklearn.exceptions import ConvergenceWarning
 
-from skcvxbn.path import beta_max, largest_beta
+from skcvxbn import ConvexBNClassifier, ConvexBNRegressor, path, training
+from skcvxbn.path import beta_max, convex_bn_path
+from skcvxbn.targets import CLASSIFICATION_LOSSES, REGRESSION_LOSSES
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
 
@@ -116,3 +121,116 @@ def test_no_neuron_exceeds_it():
 def test_bad_input_is_refused(X, y, weight, message):
     with pytest.raises(ValueError, match=message):
         beta_max(X, y, sample_weight=weight)
+
+
+def iris(n_classes):
+    X, y = load_iris(return_X_y=True)
+    keep = y < n_classes
+    return X[keep][::2], np.array(["a", "b", "c"])[y[keep][::2]]
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("loss", REGRESSION_LOSSES)
+def test_it_is_that_of_a_regressor(loss, fit_intercept):
+    X, Y = data(20, 3, 2)
+    weight = np.arange(20) % 3
+    shape = {"loss": loss, "epsilon": 0.7, "quantile": 0.3, "fit_intercept": fit_intercept}
+    fitted = ConvexBNRegressor(beta=1e6, **shape).fit(X, Y, weight)
+    assert beta_max(X, Y, sample_weight=weight, **shape) == fitted.beta_max_
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("loss", sorted(set(CLASSIFICATION_LOSSES) - set(REGRESSION_LOSSES)))
+def test_it_is_that_of_a_classifier(loss, n_classes):
+    X, y = iris(n_classes)
+    limit = beta_max(X, y, loss=loss)
+    for share in (1.001, 0.9):
+        fitted = ConvexBNClassifier(beta=share * limit, loss=loss, tol=1e-2, random_state=0).fit(X, y)
+        assert fitted.beta_max_ == limit
+        # The gradient of the hinge is not unique at the constant, and its beta_max an upper bound.
+        assert (fitted.n_neurons_ == 0) == (share > 1) or (loss == "hinge" and share < 1)
+
+
+def test_bad_parameters_are_refused_in_scikit_learn_words():
+    X, Y = data()
+    with pytest.raises(ValueError, match="The 'loss' parameter of beta_max must be a str among"):
+        beta_max(X, Y, loss="log")
+    with pytest.raises(
+        ValueError, match="The 'eps' parameter of convex_bn_path must be a float in the range"
+    ):
+        convex_bn_path(X, Y, eps=1.0)
+    with pytest.raises(ValueError, match=r"at least 2 classes.* only one class: 'a'"):
+        beta_max(X, ["a"] * 25, loss="hinge")
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        beta_max(X, Y[:, 0], loss="log_loss")
+    for betas in ([1.0, -1.0], [[1.0]], [np.inf]):
+        with pytest.raises(ValueError, match="betas"):
+            convex_bn_path(X, Y, betas=betas)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "log_loss"])
+def test_every_network_of_the_path_has_a_small_gap_and_agrees_with_a_fit(loss):
+    X, Y = data(30, 3)
+    y = np.where(Y[:, 0] > 1, "yes", "no") if loss == "log_loss" else Y[:, 0]
+    weight = np.arange(30) % 4
+    walked = convex_bn_path(
+        X, y, betas=5, eps=0.03, loss=loss, sample_weight=weight, tol=1e-3, random_state=0
+    )
+    limit = beta_max(X, y, loss=loss, sample_weight=weight)
+    np.testing.assert_allclose(walked.betas, limit * np.geomspace(1, 0.03, 5))
+    assert walked.n_neurons[0] == 0
+    assert np.all(walked.n_neurons[1:] > 0)
+    assert np.all(walked.dual_gaps <= 1e-3 * walked.objectives)
+    estimator = ConvexBNClassifier if loss == "log_loss" else ConvexBNRegressor
+    for beta, network, objective in zip(walked.betas, walked.networks, walked.objectives, strict=True):
+        cold = estimator(beta=beta, loss=loss, tol=1e-3, random_state=1).fit(X, y, weight)
+        assert objective == pytest.approx(cold.objective_, rel=1e-3)
+        output = network.forward(X)[weight > 0]
+        np.testing.assert_allclose(output, cold.network_.forward(X)[weight > 0], atol=0.2)
+
+
+def test_objectives_are_those_of_the_networks():
+    X, Y = data(30, 3, 2)
+    walked = convex_bn_path(X, Y, betas=[0.3, 1.0, 0.5, 1.0], random_state=0)
+    assert walked.betas.tolist() == [1.0, 0.5, 0.3]
+    for beta, network, objective in zip(walked.betas, walked.networks, walked.objectives, strict=True):
+        assert objective == pytest.approx(network.objective(X, Y, beta), rel=1e-12)
+
+
+def test_one_whitening_and_every_start_is_the_last_network(monkeypatch):
+    whitenings, solutions, starts = [], [], []
+    whiten, solve = training.whiten, path.solve
+
+    def counted(*args):
+        whitenings.append(args)
+        return whiten(*args)
+
+    def recorded(problem, options, start=None):
+        starts.append(start)
+        solutions.append(solve(problem, options, start=start))
+        return solutions[-1]
+
+    monkeypatch.setattr(training, "whiten", counted)
+    monkeypatch.setattr(path, "solve", recorded)
+    X, Y = data(30, 3)
+    convex_bn_path(X, Y, betas=4, eps=0.1, random_state=0)
+    assert len(whitenings) == 1
+    assert starts[:2] == [None, None]
+    for solution, start in zip(solutions[1:], starts[2:], strict=False):
+        assert start[0] is solution.S
+        assert start[1] is solution.V
+
+
+def test_a_constant_target_has_a_path_without_neurons():
+    X, _ = data()
+    walked = convex_bn_path(X, np.full(25, 3.0), betas=3)
+    assert walked.n_neurons.tolist() == [0, 0, 0]
+    assert walked.dual_gaps.tolist() == [0, 0, 0]
+
+
+def test_gaps_that_stay_open_are_one_warning():
+    X, Y = data(60, 5)
+    with pytest.warns(ConvergenceWarning, match="above tol=1e-09 for . of 4 weight decays") as record:
+        walked = convex_bn_path(X, Y, betas=4, eps=0.01, tol=1e-9, max_iter=1, max_neurons=3, random_state=0)
+    assert [warning.filename for warning in record] == [__file__]
+    assert np.all(walked.n_neurons <= 3)

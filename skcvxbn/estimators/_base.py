@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from hashlib import blake2b
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -19,15 +18,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skcvxbn._sklearn import Interval, StrOptions
+from skcvxbn._sklearn import HasMethods, Interval, StrOptions
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
 from skcvxbn.certificates import prove
-from skcvxbn.losses import LossFunction
 from skcvxbn.network import BatchNormNetwork
-from skcvxbn.path import largest_beta
-from skcvxbn.recovery import network_to_whitened, recover_network
-from skcvxbn.solvers import Options, Problem, Solution, solve
-from skcvxbn.whitening import Whitening, whiten
+from skcvxbn.solvers import Options, Solution, solve
+from skcvxbn.targets import Targets
+from skcvxbn.training import Training, positive_rows, prepare
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +50,7 @@ class NetworkEstimator(BaseEstimator):
             raise
 
     def _forward(self, X: Any) -> NDArray[Any]:
-        check_is_fitted(self)
+        check_is_fitted(self, "network_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return self.network_.forward(X)
 
@@ -76,6 +73,7 @@ class ConvexBNEstimator(NetworkEstimator):
         "certificate": [StrOptions({"estimated", "exact"})],
         "certificate_max_time": [Interval(Real, 0.0, None, closed="neither")],
         "warm_start": ["boolean"],
+        "memory": [str, HasMethods(["cache"]), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -97,6 +95,7 @@ class ConvexBNEstimator(NetworkEstimator):
         certificate: str = "estimated",
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
+        memory: Any = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -114,69 +113,90 @@ class ConvexBNEstimator(NetworkEstimator):
         self.certificate = certificate
         self.certificate_max_time = certificate_max_time
         self.warm_start = warm_start
+        self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
 
-    def _train(
-        self,
-        X: NDArray[Any],
-        Y: Floats,
-        weight: Floats,
-        loss: LossFunction,
-        *,
-        translates: bool,
-        single_output: bool,
-    ) -> None:
-        """Train on rows `X` of positive weight, with targets `Y` of shape (n_samples, n_outputs).
-
-        `translates` says whether adding a constant to targets and outputs changes nothing.
-        """
+    def _fit(self, X: NDArray[Any], y: NDArray[Any], weight: Floats) -> None:
+        """Train on validated rows of any weight."""
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
-        X, Y, weight = _distinct_rows(X, Y, weight)
+        X, y, weight = positive_rows(X, y, weight)
+        targets, weight = self._code(y, weight)
+        training = self._prepare(X, targets, weight)
+        beta = self.beta_ratio * training.beta_max if self.beta is None else self.beta
+        self._train(training, float(beta), deadline)
+
+    @abstractmethod
+    def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Check rows and targets in scikit-learn's words, and note the features."""
+
+    @abstractmethod
+    def _code(self, y: NDArray[Any], weight: Floats) -> tuple[Targets, Floats]:
+        """Code targets and weights of rows of positive weight, and set what predictions need of them."""
+
+    @abstractmethod
+    def _coded(self, y: NDArray[Any], weight: Floats) -> tuple[Targets, Floats]:
+        """Code targets and weights of any rows as those of the last `_code`."""
+
+    def _prepare(
+        self, X: NDArray[Any], targets: Targets, weight: Floats, n_components: int | float | None = None
+    ) -> Training:
+        """State the training problem, or refuse it."""
+        training = prepare(
+            X,
+            targets,
+            weight,
+            fit_intercept=self.fit_intercept,
+            n_components=n_components,
+            memory=self.memory,
+        )
+        self._check_provable(training.whitening.rank, training.Y.shape[1])
+        return training
+
+    def _train(self, training: Training, beta: float, deadline: float) -> None:
+        """Solve the training problem and set the fitted attributes."""
         rng = check_random_state(self.random_state)
-        patterns = self._patterns_of_rows(X, weight, rng)
-
-        whitening = whiten(X, weight)
-        if patterns is None and not self._generates:
-            patterns = enumerate_arrangements(whitening.A)
-
-        mean = _mean(Y, weight) if self.fit_intercept and translates else np.zeros(Y.shape[1])
-        problem = Problem(whitening.A, loss(Y - mean, weight), 1.0, self.fit_intercept)
-        beta_max = largest_beta(whitening.A, problem.feasible(problem.zero.R))
-        problem = replace(problem, beta=float(self.beta_ratio * beta_max if self.beta is None else self.beta))
-
-        self._check_provable(whitening.rank, Y.shape[1])
+        patterns = self._patterns(training, rng)
         options = self._options(rng, deadline)
+        problem = training.at(beta)
         solution = solve(
             problem,
             options,
             solver=self.solver,
             patterns=patterns,
-            complete=isinstance(self.arrangements, str) and self.arrangements == "enumerated",
-            start=self._start(whitening, Y.shape[1]),
+            complete=self._enumerates,
+            start=self._start(training),
         )
         if self.certificate == "exact" and solution.certificate != "exact":
             solution = prove(problem, solution, options, max_time=self.certificate_max_time)
-        network = recover_network(solution, whitening, problem.loss, self.fit_intercept)
-        network = replace(network, intercept=(network.intercept + mean).astype(whitening.A.dtype))
 
-        self.beta_, self.beta_max_ = problem.beta, float(beta_max)
-        self.network_ = network
-        self.objective_ = network.objective(X, Y, problem.beta, weight, loss)
+        self.beta_, self.beta_max_ = beta, training.beta_max
+        self.network_ = training.network(solution)
+        self.objective_ = training.objective(self.network_, beta)
         self.lower_bound_ = min(float(solution.lower_bound), self.objective_)
         self.dual_gap_ = self.objective_ - self.lower_bound_
         self.certificate_ = solution.certificate
-        self.n_neurons_ = len(network.bn_weight)
+        self.n_neurons_ = len(self.network_.bn_weight)
         self.n_iter_ = solution.n_iter
-        self.rank_ = whitening.rank
-        self.singular_values_ = whitening.singular_values
-        self.intercept_ = float(network.intercept[0]) if single_output else network.intercept
+        self.rank_ = training.whitening.rank
+        self.singular_values_ = training.whitening.singular_values
+        intercept = self.network_.intercept
+        self.intercept_ = float(intercept[0]) if self._single_output else intercept
         if not solution.converged:
             self._warn_not_converged(solution)
 
     @property
     def _generates(self) -> bool:
         return isinstance(self.arrangements, str) and self.arrangements == "generated"
+
+    @property
+    def _enumerates(self) -> bool:
+        return isinstance(self.arrangements, str) and self.arrangements == "enumerated"
+
+    @property
+    @abstractmethod
+    def _single_output(self) -> bool:
+        """Whether outputs are numbers instead of rows."""
 
     def _check_solver(self) -> None:
         """Refuse combinations of parameters that are valid one by one."""
@@ -189,8 +209,7 @@ class ConvexBNEstimator(NetworkEstimator):
 
     def _check_provable(self, rank: int, n_outputs: int) -> None:
         """Refuse a proof that is impossible or hopeless, before any training."""
-        enumerates = isinstance(self.arrangements, str) and self.arrangements == "enumerated"
-        if self.certificate != "exact" or (enumerates and n_outputs == 1):
+        if self.certificate != "exact" or (self._enumerates and n_outputs == 1):
             return
         if n_outputs > 1:
             raise ValueError(
@@ -209,16 +228,14 @@ class ConvexBNEstimator(NetworkEstimator):
                 "data with SVDTruncation, or use certificate='estimated'."
             )
 
-    def _patterns_of_rows(
-        self, X: NDArray[Any], weight: Floats, rng: np.random.RandomState
-    ) -> NDArray[np.bool_] | None:
-        """Arrangements that are defined by gates in input space."""
+    def _patterns(self, training: Training, rng: np.random.RandomState) -> NDArray[np.bool_] | None:
+        """Return the arrangements to choose from; None stands for all of them."""
         if not isinstance(self.arrangements, str):
-            return given_arrangements(X, self.arrangements)
+            return given_arrangements(training.X, self.arrangements)
         if self.arrangements == "sampled":
             gates = np.random.default_rng(rng.randint(2**31 - 1))
-            return sampled_arrangements(X, weight, self.n_arrangements, gates)
-        return None
+            return sampled_arrangements(training.X, training.weight, self.n_arrangements, gates)
+        return enumerate_arrangements(training.whitening.A) if self._enumerates else None
 
     def _options(self, rng: np.random.RandomState, deadline: float) -> Options:
         return Options(
@@ -231,15 +248,10 @@ class ConvexBNEstimator(NetworkEstimator):
             deadline=deadline,
         )
 
-    def _start(self, whitening: Whitening, n_outputs: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    def _start(self, training: Training) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Return the network of the last fit in the coordinates of the new data, if it is to be used."""
         network: BatchNormNetwork | None = getattr(self, "network_", None)
-        if not self.warm_start or network is None or len(network.bn_weight) == 0:
-            return None
-        if (len(network.hidden_weights), len(network.intercept)) != (len(whitening.mean), n_outputs):
-            return None
-        S, V = network_to_whitened(network, whitening)
-        return S.astype(whitening.A.dtype), V.astype(whitening.A.dtype)
+        return None if network is None or not self.warm_start else training.start(network)
 
     def _warn_not_converged(self, solution: Solution) -> None:
         relative_gap = self.dual_gap_ / self.objective_ if self.objective_ > 0 else 0.0
@@ -262,34 +274,5 @@ class ConvexBNEstimator(NetworkEstimator):
             f"max_iter={self.max_iter} rounds{reason}. The network and its stated gap are valid. To close "
             f"the gap, {'; '.join(remedies)}.",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-
-
-def positive_rows(X: NDArray[Any], y: NDArray[Any], weight: Floats) -> tuple[NDArray[Any], ...]:
-    """Remove the rows of weight zero, which no quantity of the fit may depend on."""
-    keep = weight > 0
-    return (X, y, weight) if keep.all() else (X[keep], y[keep], weight[keep])
-
-
-def _distinct_rows(X: NDArray[Any], Y: Floats, weight: Floats) -> tuple[NDArray[Any], Floats, Floats]:
-    """Merge equal rows, adding their weights, and put the rows in an order that only their values decide.
-
-    Two fits whose rows differ in order, or in being repeated instead of weighted, then solve the same
-    problem to the last bit. Without this they would agree within the tolerance only: descent amplifies
-    rounding, and near the optimum many networks are as good.
-    """
-    fingerprints = np.empty(len(X), dtype="V16")
-    step = max(2**20 // X.shape[1], 1)
-    for start in range(0, len(X), step):
-        # Adding zero turns -0.0, which equals 0.0 but has other bits, into 0.0.
-        rows = zip(X[start : start + step] + 0.0, Y[start : start + step] + 0.0, strict=True)
-        for i, (x, y) in enumerate(rows, start):
-            fingerprints[i] = blake2b(x.tobytes() + y.tobytes(), digest_size=16).digest()
-    _, first, inverse = np.unique(fingerprints, return_index=True, return_inverse=True)
-    return X[first], Y[first], np.bincount(inverse, weights=weight).astype(np.float64)
-
-
-def _mean(Y: Floats, weight: Floats) -> Floats:
-    # Clipped, because rounding can put the mean of a constant beside it: its targets are then exactly zero.
-    return np.clip(np.average(Y, axis=0, weights=weight), Y.min(axis=0), Y.max(axis=0))

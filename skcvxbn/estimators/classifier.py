@@ -15,15 +15,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import StrOptions, check_sample_weight, fit_context
-from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator, positive_rows
-from skcvxbn.losses import LossFunction, hinge, log_loss, squared_error, squared_hinge
-
-_LOSSES: dict[str, LossFunction] = {
-    "hinge": hinge,
-    "log_loss": log_loss,
-    "squared_error": squared_error,
-    "squared_hinge": squared_hinge,
-}
+from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
+from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
 
 
 def _has_probabilities(classifier: ConvexBNClassifier) -> bool:
@@ -115,6 +108,10 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     warm_start : bool, default=False
         Whether to start from the network of the previous call to `fit`, if the data have as many features
         and outputs. It saves time along a path of `beta`; it does not change what is being solved.
+    memory : str or object with the joblib.Memory interface, default=None
+        Where the whitened rows and `beta_max_` are cached: a folder, or what
+        ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
+        `tol`) then computes them once for each set of training rows. None caches nothing.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -187,7 +184,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ConvexBNEstimator._parameter_constraints,
-        "loss": [StrOptions(set(_LOSSES))],
+        "loss": [StrOptions(set(CLASSIFICATION_LOSSES))],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -210,6 +207,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         certificate: str = "estimated",
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
+        memory: Any = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -228,6 +226,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
             certificate=certificate,
             certificate_max_time=certificate_max_time,
             warm_start=warm_start,
+            memory=memory,
             random_state=random_state,
             verbose=verbose,
         )
@@ -265,36 +264,34 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         """
         self._check_solver()
         with self._unchanged_on_failure():
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
-            y = column_or_1d(y, warn=True)
-            check_classification_targets(y)
-            X, y, weight = positive_rows(X, y, check_sample_weight(sample_weight, X))
-            self.classes_, codes = np.unique(y, return_inverse=True)
-            n_classes = len(self.classes_)
-            if n_classes < 2:
-                (one,) = self.classes_.tolist()
-                raise ValueError(
-                    "ConvexBNClassifier requires samples of at least 2 classes in the data (rows of weight "
-                    f"zero do not count), but the data contains only one class: {one!r}."
-                )
-            self.class_weight_ = self._class_weights(codes, weight)
-            self._train(
-                X,
-                self._targets()[codes],
-                weight * self.class_weight_[codes],
-                _LOSSES[self.loss],
-                translates=self.loss == "squared_error",
-                single_output=n_classes == 2,
-            )
+            X, y = self._validate(X, y)
+            self._fit(X, y, check_sample_weight(sample_weight, X))
         return self
 
-    def _targets(self) -> NDArray[np.float64]:
-        """Target of each class."""
-        n_classes = len(self.classes_)
-        if n_classes == 2:
-            return np.array([[-1.0], [1.0]])
-        indicator = np.eye(n_classes)
-        return 2 * indicator - 1 if self.loss in ("hinge", "squared_hinge") else indicator
+    def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        return X, y
+
+    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            (one,) = self.classes_.tolist()
+            raise ValueError(
+                f"{type(self).__name__} requires samples of at least 2 classes in the data (rows of weight "
+                f"zero do not count), but the data contains only one class: {one!r}."
+            )
+        self.class_weight_ = self._class_weights(codes, weight)
+        return self._coded(y, weight)
+
+    def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+        codes = np.searchsorted(self.classes_, y)
+        return class_targets(codes, len(self.classes_), self.loss), weight * self.class_weight_[codes]
+
+    @property
+    def _single_output(self) -> bool:
+        return len(self.classes_) == 2
 
     def _class_weights(self, codes: NDArray[np.intp], weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a factor for each class."""
@@ -323,7 +320,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
             With two classes one output, positive for ``classes_[1]``; otherwise one output a class.
         """
         out = self._forward(X)
-        return out[:, 0] if len(self.classes_) == 2 else out
+        return out[:, 0] if self._single_output else out
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of the largest output.

@@ -12,8 +12,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 
 from skcvxbn._sklearn import check_sample_weight, fit_context
-from skcvxbn.estimators._base import positive_rows
 from skcvxbn.estimators._closed_form import ClosedFormEstimator
+from skcvxbn.training import positive_rows
 
 
 class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -13,8 +12,8 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
-from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator, positive_rows
-from skcvxbn.losses import LossFunction, absolute_error, huber, pinball, squared_error
+from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
+from skcvxbn.targets import REGRESSION_LOSSES, Targets, regression_targets
 
 
 class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
@@ -100,6 +99,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     warm_start : bool, default=False
         Whether to start from the network of the previous call to `fit`, if the data have as many features
         and outputs. It saves time along a path of `beta`; it does not change what is being solved.
+    memory : str or object with the joblib.Memory interface, default=None
+        Where the whitened rows and `beta_max_` are cached: a folder, or what
+        ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
+        `tol`) then computes them once for each set of training rows. None caches nothing.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -180,7 +183,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ConvexBNEstimator._parameter_constraints,
-        "loss": [StrOptions({"squared_error", "absolute_error", "huber", "pinball"})],
+        "loss": [StrOptions(set(REGRESSION_LOSSES))],
         "epsilon": [Interval(Real, 0.0, np.inf, closed="neither")],
         "quantile": [Interval(Real, 0.0, 1.0, closed="neither")],
     }
@@ -205,6 +208,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         certificate: str = "estimated",
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
+        memory: Any = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -223,6 +227,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             certificate=certificate,
             certificate_max_time=certificate_max_time,
             warm_start=warm_start,
+            memory=memory,
             random_state=random_state,
             verbose=verbose,
         )
@@ -260,35 +265,32 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         """
         self._check_solver()
         with self._unchanged_on_failure():
-            X, y = validate_data(
-                self,
-                X,
-                y,
-                dtype=[np.float64, np.float32],
-                multi_output=True,
-                y_numeric=True,
-                ensure_min_samples=2,
-            )
-            Y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-            X, Y, weight = positive_rows(X, Y, check_sample_weight(sample_weight, X))
-            single_output = Y.ndim == 1
-            self._train(
-                X,
-                Y.reshape(len(Y), -1),
-                weight,
-                self._loss_function(),
-                translates=True,
-                single_output=single_output,
-            )
-            self._single_output = single_output
+            X, y = self._validate(X, y)
+            self._fit(X, y, check_sample_weight(sample_weight, X))
         return self
 
-    def _loss_function(self) -> LossFunction:
-        if self.loss == "huber":
-            return partial(huber, epsilon=self.epsilon)
-        if self.loss == "pinball":
-            return partial(pinball, quantile=self.quantile)
-        return {"squared_error": squared_error, "absolute_error": absolute_error}[self.loss]
+    def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=[np.float64, np.float32],
+            multi_output=True,
+            y_numeric=True,
+            ensure_min_samples=2,
+        )
+        return X, check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+
+    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+        self._n_dimensions = y.ndim
+        return self._coded(y, weight)
+
+    def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+        return regression_targets(y, self.loss, self.epsilon, self.quantile), weight
+
+    @property
+    def _single_output(self) -> bool:
+        return self._n_dimensions == 1
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the targets, each row by itself.

@@ -23,6 +23,7 @@ from sklearn.base import (
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skcvxbn._sklearn import check_sample_weight
+from skcvxbn.whitening import n_leading
 
 _EPS = float(np.finfo(np.float64).eps)
 # Float64 numbers in one dense block of rows: 64 MiB, large enough for BLAS to run at full speed.
@@ -365,7 +366,7 @@ def _leading_directions(matrix: _CentredMatrix, n_components: Any) -> tuple[NDAr
         spectrum = route()
         squares = spectrum.values**2
         # Centring removes one dimension of the n_samples.
-        kept = min(_n_kept(squares / spectrum.total, n_components), n_samples - 1)
+        kept = min(n_leading(squares / spectrum.total, n_components), n_samples - 1)
         # Half of the digits of the smallest square kept are then right at worst. Directions that are
         # dropped may be as small as they like, so a share of the variance rarely needs the QR route.
         if squares[kept - 1] * math.sqrt(_EPS) > spectrum.rounding:
@@ -377,16 +378,6 @@ def _leading_directions(matrix: _CentredMatrix, n_components: Any) -> tuple[NDAr
     kept = min(kept, rank)
     directions = matrix.directions(spectrum, kept)
     return spectrum.values[:kept] / matrix.scale, directions, squares[:kept] / spectrum.total
-
-
-def _n_kept(shares: NDArray[np.float64], n_components: Any) -> int:
-    """Count the directions asked for, given the share of the variance of each."""
-    if n_components is None:
-        return len(shares)
-    if isinstance(n_components, Integral):
-        return int(n_components)
-    # The slack lets directions that reach the share exactly do so whatever the rounding.
-    return min(int((np.cumsum(shares) < n_components - 1e-12).sum()) + 1, len(shares))
 
 
 def _slices(n_rows: int, n_columns: int, at_least: int = 1) -> Iterator[slice]:

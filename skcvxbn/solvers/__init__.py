@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
+from skcvxbn.solvers.continuation import follow
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 from skcvxbn.solvers.fixed_arrangements import solve_fixed_arrangements
 from skcvxbn.solvers.neuron_generation import generate_neurons
 
-__all__ = ["Options", "Problem", "Solution", "solve"]
+__all__ = ["Options", "Problem", "Solution", "solve", "solve_roughly"]
 
 
 _SINGLE_PRECISION_FROM = 2**22
@@ -53,13 +55,8 @@ def solve(
     # No hidden layer is longer than its neuron: from here on every dual constraint holds at zero.
     if problem.beta >= np.linalg.norm(problem.zero.R) or nothing_to_learn:
         return _zero_network(problem)
-    # Solved in units of its own, tolerances and starting points need none.
-    output, value = problem.loss.unit(problem.A[:, -1] if problem.fit_intercept else None)
-    # Single precision is for data so large that only descent is affordable.
-    dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
-    unit = replace(
-        problem, loss=problem.loss.scaled(output, value), beta=problem.beta * (output / value)
-    ).astype(dtype)
+    unit, output, value = _in_own_units(problem)
+    dtype = unit.A.dtype
     scaled_start = None if start is None else (start[0].astype(dtype), (start[1] / output).astype(dtype))
     if solver == "cvxpy":
         solution = _solve_with_cvxpy(unit, options, patterns, complete)
@@ -67,6 +64,41 @@ def solve(
         solution = solve_fixed_arrangements(unit, options, patterns, complete=complete)
     else:
         solution = generate_neurons(unit, options, scaled_start)
+    return _in_units(solution, output, value)
+
+
+def solve_roughly(problem: Problem, betas: Iterable[float], options: Options) -> Iterator[Solution]:
+    """Train networks over all arrangements along decreasing weight decay, cheaply.
+
+    Parameters
+    ----------
+    problem : Problem
+        The training problem; its weight decay is not used.
+    betas : iterable of float
+        Weight decays, decreasing.
+    options : Options
+        Tolerance and limits.
+
+    Yields
+    ------
+    Solution
+        A network for each weight decay, whose gap is a rough estimate.
+    """
+    unit, output, value = _in_own_units(problem)
+    for solution in follow(unit, (beta * (output / value) for beta in betas), options):
+        yield _in_units(solution, output, value)
+
+
+def _in_own_units(problem: Problem) -> tuple[Problem, float, float]:
+    """Return the problem in units in which tolerances and starting points need none, and these units."""
+    output, value = problem.loss.unit(problem.A[:, -1] if problem.fit_intercept else None)
+    # Single precision is for data so large that only descent is affordable.
+    dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
+    loss, beta = problem.loss.scaled(output, value), problem.beta * (output / value)
+    return replace(problem, loss=loss, beta=beta).astype(dtype), output, value
+
+
+def _in_units(solution: Solution, output: float, value: float) -> Solution:
     return replace(
         solution,
         V=solution.V * output,

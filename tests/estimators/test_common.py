@@ -15,6 +15,13 @@ ESTIMATORS = [
 ]
 
 
+# Grids of the size that scikit-learn checks its own estimators of this kind with: the checks fit often.
+PARAMETERS = {
+    skcvxbn.ConvexBNClassifierCV: {"beta_ratios": 3, "eps": 0.1, "cv": 3},
+    skcvxbn.ConvexBNRegressorCV: {"beta_ratios": 3, "eps": 0.1, "cv": 3},
+}
+
+
 def explained_failures(estimator):
     """Checks that an estimator cannot pass, and why."""
     if isinstance(estimator, skcvxbn.ClosedFormBNNet):
@@ -24,7 +31,10 @@ def explained_failures(estimator):
 
 # The checks fit with five rounds at most, on which a stated gap above the tolerance is to be expected.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@parametrize_with_checks([estimator() for estimator in ESTIMATORS], expected_failed_checks=explained_failures)
+@parametrize_with_checks(
+    [estimator(**PARAMETERS.get(estimator, {})) for estimator in ESTIMATORS],
+    expected_failed_checks=explained_failures,
+)
 def test_scikit_learn_checks(estimator, check):
     if check.func is check_class_weight_classifiers:
         # Weak regularization separates these noisy rows, whatever the weights of their classes.

@@ -9,11 +9,11 @@ import pytest
 
 from skcvxbn.arrangements import sampled_arrangements
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.path import largest_beta
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 from skcvxbn.solvers.fixed_arrangements import solve_fixed_arrangements
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
 

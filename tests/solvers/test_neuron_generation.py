@@ -10,11 +10,11 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.path import largest_beta
 from skcvxbn.solvers import dual_search, neuron_generation, solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
+from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
 

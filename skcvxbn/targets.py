@@ -1,0 +1,121 @@
+"""Targets as a loss takes them: of a regression as they are, of a classification coded by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skcvxbn.losses import (
+    LossFunction,
+    absolute_error,
+    hinge,
+    huber,
+    log_loss,
+    pinball,
+    squared_error,
+    squared_hinge,
+)
+
+Floats = NDArray[np.float64]
+
+REGRESSION_LOSSES = ("absolute_error", "huber", "pinball", "squared_error")
+CLASSIFICATION_LOSSES: dict[str, LossFunction] = {
+    "hinge": hinge,
+    "log_loss": log_loss,
+    "squared_error": squared_error,
+    "squared_hinge": squared_hinge,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets and the loss they are for.
+
+    Attributes
+    ----------
+    Y : ndarray of shape (n_samples, n_outputs)
+        The targets, one column an output of the network.
+    loss : callable
+        From such targets and the weights of the rows to the loss.
+    translates : bool
+        Whether adding a constant to targets and outputs changes nothing.
+    """
+
+    Y: Floats
+    loss: LossFunction
+    translates: bool
+
+    def mean_loss(self, output: NDArray, weight: Floats) -> float:
+        """Weighted mean over the rows of the loss of an output of shape (n_samples, n_outputs)."""
+        Y, output, weight = (M[weight > 0] for M in (self.Y, output, weight))
+        return self.loss(Y, weight).value(np.sqrt(weight)[:, None] * output) / float(weight.sum())
+
+
+def regression_targets(y: NDArray, loss: str, epsilon: float, quantile: float) -> Targets:
+    """Targets of a regression.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+        Numeric targets.
+    loss : {"squared_error", "absolute_error", "huber", "pinball"}
+        Name of the loss.
+    epsilon, quantile : float
+        Parameters of "huber" and of "pinball".
+
+    Returns
+    -------
+    Targets
+        The targets in float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.targets import regression_targets
+    >>> targets = regression_targets(np.array([0.0, 4.0]), "pinball", 1.35, 0.75)
+    >>> targets.mean_loss(np.array([[1.0], [1.0]]), np.ones(2))
+    1.25
+    """
+    functions: dict[str, LossFunction] = {
+        "absolute_error": absolute_error,
+        "huber": partial(huber, epsilon=epsilon),
+        "pinball": partial(pinball, quantile=quantile),
+        "squared_error": squared_error,
+    }
+    return Targets(np.asarray(y, dtype=np.float64).reshape(len(y), -1), functions[loss], translates=True)
+
+
+def class_targets(codes: NDArray[np.intp], n_classes: int, loss: str) -> Targets:
+    """Code classes: two by -1 and 1, more by indicators (for the hinges -1 and 1 again).
+
+    Parameters
+    ----------
+    codes : ndarray of int, shape (n_samples,)
+        Number of the class of each row.
+    n_classes : int
+        How many there are.
+    loss : {"log_loss", "squared_error", "hinge", "squared_hinge"}
+        Name of the loss.
+
+    Returns
+    -------
+    Targets
+        One output for two classes, otherwise one a class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.targets import class_targets
+    >>> class_targets(np.array([0, 2]), 3, "hinge").Y
+    array([[ 1., -1., -1.],
+           [-1., -1.,  1.]])
+    """
+    indicator = np.eye(n_classes)
+    if n_classes == 2:
+        coded = np.array([[-1.0], [1.0]])
+    else:
+        coded = 2 * indicator - 1 if loss in ("hinge", "squared_hinge") else indicator
+    return Targets(coded[codes], CLASSIFICATION_LOSSES[loss], translates=loss == "squared_error")

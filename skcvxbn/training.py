@@ -1,0 +1,171 @@
+"""What every fit shares: from rows and targets to the training problem, from its solution to the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_memory
+
+from skcvxbn.losses import LossFunction
+from skcvxbn.network import BatchNormNetwork
+from skcvxbn.recovery import network_to_whitened, recover_network
+from skcvxbn.solvers import Problem, Solution
+from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
+from skcvxbn.targets import Targets
+from skcvxbn.whitening import Whitening, whiten
+
+Floats = NDArray[np.float64]
+
+_STARTS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """The training problem of given rows, for any weight decay.
+
+    Attributes
+    ----------
+    X, Y, weight : ndarray
+        The distinct rows, their targets and weights, in an order that only their values decide.
+    loss : callable
+        From targets and weights to the loss.
+    whitening : Whitening
+        The rows in whitened coordinates.
+    offset : ndarray of shape (n_outputs,)
+        What was subtracted from the targets, and is to be added to the output.
+    problem : Problem
+        Problem (N) in these coordinates, with a weight decay of one.
+    beta_max : float
+        The smallest weight decay whose optimal network has no neuron.
+    """
+
+    X: NDArray[Any]
+    Y: Floats
+    weight: Floats
+    loss: LossFunction
+    whitening: Whitening
+    offset: Floats
+    problem: Problem
+    beta_max: float
+
+    def at(self, beta: float) -> Problem:
+        """Return the problem with a weight decay."""
+        return replace(self.problem, beta=float(beta))
+
+    def network(self, solution: Solution) -> BatchNormNetwork:
+        """Return the network of a solution, on the features."""
+        network = recover_network(solution, self.whitening, self.problem.loss, self.problem.fit_intercept)
+        intercept = (network.intercept + self.offset).astype(self.whitening.A.dtype)
+        return replace(network, intercept=intercept)
+
+    def objective(self, network: BatchNormNetwork, beta: float) -> float:
+        """Training objective of a network, by a forward pass."""
+        return network.objective(self.X, self.Y, beta, self.weight, self.loss)
+
+    def start(self, network: BatchNormNetwork) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Express a network in whitened coordinates; None where it has other features or outputs."""
+        shape = len(network.hidden_weights), len(network.intercept)
+        if shape != (len(self.whitening.mean), self.Y.shape[1]) or len(network.bn_weight) == 0:
+            return None
+        S, V = network_to_whitened(network, self.whitening)
+        return S.astype(self.whitening.A.dtype), V.astype(self.whitening.A.dtype)
+
+
+def prepare(
+    X: NDArray[Any],
+    targets: Targets,
+    weight: Floats,
+    *,
+    fit_intercept: bool,
+    n_components: int | float | None = None,
+    memory: Any = None,
+) -> Training:
+    """Merge equal rows, whiten them and state the training problem.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Finite rows.
+    targets : Targets
+        Their targets and the loss.
+    weight : ndarray of shape (n_samples,)
+        Positive weights.
+    fit_intercept : bool
+        Whether the network has an output bias.
+    n_components : int, float or None
+        How many of the leading singular directions of the centred rows to keep, as in `SVDTruncation`.
+        None keeps all.
+    memory : str, object with the joblib.Memory interface or None
+        Where the whitened rows and `beta_max` are cached.
+
+    Returns
+    -------
+    Training
+        The problem, from which networks for any weight decay are trained.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.targets import regression_targets
+    >>> from skcvxbn.training import prepare
+    >>> X, y = np.array([[0.0], [1.0], [1.0]]), np.array([0.0, 3.0, 3.0])
+    >>> training = prepare(
+    ...     X, regression_targets(y, "squared_error", 1.35, 0.5), np.ones(3), fit_intercept=True
+    ... )
+    >>> len(training.X), training.weight.tolist(), training.offset.tolist()
+    (2, [1.0, 2.0], [2.0])
+    """
+    memory = check_memory(memory)
+    X, Y, weight = _distinct_rows(X, targets.Y, weight)
+    whitening = memory.cache(whiten)(X, weight)
+    if n_components is not None:
+        X, whitening = whitening.truncated(X, weight, n_components)
+    offset = _mean(Y, weight) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
+    problem = Problem(whitening.A, targets.loss(Y - offset, weight), 1.0, fit_intercept)
+    beta_max = memory.cache(largest_beta)(whitening.A, problem.feasible(problem.zero.R))
+    return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max))
+
+
+def largest_beta(A: NDArray, target: NDArray) -> float:
+    """`beta_max` in whitened coordinates: ``max ||target^T (A s)_+||`` over unit ``s``."""
+    size = float(np.linalg.norm(target))
+    if size == 0:
+        return 0.0
+    # The maxima at a target are few and wide: on large data a short search from few points finds them.
+    stages = THOROUGH if affordable_starts(A, THOROUGH) >= _STARTS else QUICK
+    n_starts = min(_STARTS, affordable_starts(A, stages))
+    S, U = random_starts(A.shape[1], target.shape[1], n_starts, np.random.RandomState(0))
+    return size * search(A, target / size, S.astype(A.dtype), U.astype(A.dtype), stages=stages).largest
+
+
+def positive_rows(X: NDArray[Any], y: NDArray[Any], weight: Floats) -> tuple[NDArray[Any], ...]:
+    """Remove the rows of weight zero, which no quantity of the fit may depend on."""
+    keep = weight > 0
+    return (X, y, weight) if keep.all() else (X[keep], y[keep], weight[keep])
+
+
+def _distinct_rows(X: NDArray[Any], Y: Floats, weight: Floats) -> tuple[NDArray[Any], Floats, Floats]:
+    """Merge equal rows, adding their weights, and put the rows in an order that only their values decide.
+
+    Two fits whose rows differ in order, or in being repeated instead of weighted, then solve the same
+    problem to the last bit. Without this they would agree within the tolerance only: descent amplifies
+    rounding, and near the optimum many networks are as good.
+    """
+    fingerprints = np.empty(len(X), dtype="V16")
+    step = max(2**20 // X.shape[1], 1)
+    for start in range(0, len(X), step):
+        # Adding zero turns -0.0, which equals 0.0 but has other bits, into 0.0.
+        rows = zip(X[start : start + step] + 0.0, Y[start : start + step] + 0.0, strict=True)
+        for i, (x, y) in enumerate(rows, start):
+            fingerprints[i] = blake2b(x.tobytes() + y.tobytes(), digest_size=16).digest()
+    _, first, inverse = np.unique(fingerprints, return_index=True, return_inverse=True)
+    return X[first], Y[first], np.bincount(inverse, weights=weight).astype(np.float64)
+
+
+def _mean(Y: Floats, weight: Floats) -> Floats:
+    # Clipped, because rounding can put the mean of a constant beside it: its targets are then exactly zero.
+    return np.clip(np.average(Y, axis=0, weights=weight), Y.min(axis=0), Y.max(axis=0))
