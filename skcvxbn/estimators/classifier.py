@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -84,7 +85,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     solver : {"auto", "cvxpy"}, default="auto"
         "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
-    tol : float, default=1e-4
+    tol : float, default=1e-2
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
@@ -199,7 +200,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         n_arrangements: int = 500,
         max_neurons: int | None = None,
         solver: str = "auto",
-        tol: float = 1e-4,
+        tol: float = 1e-2,
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 512,
@@ -276,9 +277,10 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
+            (one,) = self.classes_.tolist()
             raise ValueError(
                 f"{type(self).__name__} requires samples of at least 2 classes in the data (rows of weight "
-                f"zero do not count), but the data contains only one class: {self.classes_[0]!r}."
+                f"zero do not count), but the data contains only one class: {one!r}."
             )
         self.class_weight_ = self._class_weights(codes, weight)
         return self._coded(y, weight)
@@ -296,13 +298,13 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         if isinstance(self.class_weight, str):
             # By weights, so that a weight of two is a row repeated.
             return weight.sum() / (len(self.classes_) * np.bincount(codes, weights=weight))
-        factors = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
-        if not (np.isfinite(factors).all() and (factors > 0).all()):
+        factors = [] if self.class_weight is None else self.class_weight.values()
+        if not all(isinstance(factor, Real) and 0 < factor < np.inf for factor in factors):
             raise ValueError(
-                "class_weight must be positive and finite for every class of the data. Got "
-                f"{dict(zip(self.classes_.tolist(), factors.tolist(), strict=True))} instead."
+                "class_weight must be a dict from labels to positive and finite numbers. Got "
+                f"{self.class_weight!r} instead."
             )
-        return factors
+        return compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the outputs of the network, each row by itself.

@@ -36,13 +36,13 @@ _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
-_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.1
+_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
 _DEAR_STEP = 1e9
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 33, 128, 512, 1e10
+_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
