@@ -237,3 +237,11 @@ def test_a_root_at_zero_is_found_in_a_few_steps():
         again = Counting(loss.target, loss.rounding, loss.lower, loss.upper).best_bias(F, direction)
         assert np.abs(again).max() < 1e-12
         assert len(evaluations) <= 4
+
+
+@pytest.mark.parametrize("start", [[21, -31, 17], [2846, 8632, -2092], [-235, -169, 1311]])
+def test_the_hessian_of_softmax_is_singular_to_rounding_far_from_the_best_bias(start):
+    loss = losses.log_loss(np.eye(3)[[2, 1, 2, 0]], np.ones(4))
+    bias = loss.best_bias(np.zeros((4, 3)), np.full(4, 0.5), np.array(start, dtype=float))
+    expected = 2 * np.log([0.25, 0.25, 0.5])
+    np.testing.assert_allclose(bias, expected - expected.mean(), atol=1e-6)
