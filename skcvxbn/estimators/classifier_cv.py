@@ -186,8 +186,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     >>> from skcvxbn import ConvexBNClassifierCV
     >>> X, y = load_iris(return_X_y=True)
     >>> model = ConvexBNClassifierCV(beta_ratios=6, random_state=0).fit(X, y)
-    >>> model.cv_results_["mean_test_score"].argmax() == model.best_index_
-    np.True_
+    >>> int(model.cv_results_["mean_test_score"].argmax()) == model.best_index_
+    True
     >>> model.predict_proba(X[:1]).round(1)
     array([[1., 0., 0.]])
     """
