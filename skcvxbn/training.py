@@ -126,7 +126,9 @@ def prepare(
         X, whitening = whitening.truncated(X, weight, n_components)
     offset = _mean(Y, weight) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
     problem = Problem(whitening.A, targets.loss(Y - offset, weight), 1.0, fit_intercept)
-    beta_max = memory.cache(largest_beta)(whitening.A, problem.feasible(problem.zero.R))
+    # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
+    constant = replace(problem, A=np.sqrt(weight / weight.sum())[:, None])
+    beta_max = memory.cache(largest_beta)(whitening.A, constant.feasible(constant.zero.R))
     return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max))
 
 

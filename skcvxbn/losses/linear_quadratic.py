@@ -26,8 +26,9 @@ from skcvxbn.losses.curvature import Diagonal
 Array = NDArray[Any]
 
 # Where a loss has kinks, this much rounding, next to the spread of the targets, selects the dual point: of
-# all subgradients the shortest.
-_LEAST_ROUNDING = 1e-9
+# all subgradients the shortest. In units of the root of the precision of the outputs: half of their digits
+# say which rows are at a kink, the others where between the slopes of its two sides.
+_LEAST_ROUNDING = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,23 +77,27 @@ class LinearQuadratic(Loss):
         return Box(self.target, self.rounding, -self.upper, -self.lower)
 
     @cached_property
-    def _selection(self) -> float:
-        """Rounding at which the dual point is selected."""
+    def _spread(self) -> float:
+        """Spread of the targets in units of the box, or zero where there is no kink."""
         if self.lower is None or self.upper is None:
-            return self.rounding
+            return 0.0
         width = self.upper - self.lower
         if not np.isfinite(width).all():
-            return self.rounding
-        # In units of the width, of which some losses have little for rows of little weight.
+            return 0.0
+        # Some losses have little of it for rows of little weight.
         errors = self.target / np.maximum(width, np.finfo(width.dtype).tiny)
-        spread = np.ptp(errors, axis=0).max() or np.abs(errors).max() or 1.0
-        return max(self.rounding, _LEAST_ROUNDING * float(spread))
+        return float(np.ptp(errors, axis=0).max() or np.abs(errors).max() or 1.0)
+
+    def _selection(self, F: Array) -> float:
+        """Rounding at which the dual point is selected."""
+        least = _LEAST_ROUNDING * float(np.sqrt(np.finfo(F.dtype).eps))
+        return max(self.rounding, least * self._spread)
 
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
-        distance = F - self.target
-        gradient = steepest = self._gradient(distance, self._selection)
-        if self._selection > self.rounding:
+        distance, selection = F - self.target, self._selection(F)
+        gradient = steepest = self._gradient(distance, selection)
+        if selection > self.rounding:
             steepest = self._gradient(distance, self.rounding)
         value = _inner(steepest, distance) - 0.5 * self.rounding * _inner(steepest, steepest)
         return value, -gradient
@@ -127,14 +132,14 @@ class LinearQuadratic(Loss):
         distance = F - self.target
         if self.lower is None:
             return -(direction @ distance)
-        column = direction[:, None]
+        column, selection = direction[:, None], self._selection(F)
 
         def slope(bias: Array) -> tuple[Array, Array, Array]:
             shifted = distance + column * bias
-            gradient = self._gradient(shifted, self._selection)
-            inside = gradient == shifted / self._selection
+            gradient = self._gradient(shifted, selection)
+            inside = gradient == shifted / selection
             up, down = direction @ np.maximum(gradient, 0), direction @ np.maximum(-gradient, 0)
-            return up, down, (direction**2 @ inside) / self._selection
+            return up, down, (direction**2 @ inside) / selection
 
         start = np.zeros(F.shape[1], F.dtype) if start is None else start
         return monotone_roots(slope, start, np.linalg.norm(distance, axis=0))
@@ -149,9 +154,9 @@ class LinearQuadratic(Loss):
         """Hessian, which is diagonal."""
         if self.lower is None:
             return Diagonal(np.full((len(F), 1), 1 / self.rounding, dtype=F.dtype))
-        distance = F - self.target
-        inside = self._gradient(distance, self._selection) == distance / self._selection
-        return Diagonal(inside.astype(F.dtype) / self._selection)
+        distance, selection = F - self.target, self._selection(F)
+        inside = self._gradient(distance, selection) == distance / selection
+        return Diagonal(inside.astype(F.dtype) / selection)
 
     def row_curvature(self, F: Array) -> Array:
         """Largest curvature of each row."""
@@ -159,7 +164,7 @@ class LinearQuadratic(Loss):
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""
-        start = np.zeros_like(self.target)
+        start = np.zeros(self.shape, (self.target if direction is None else direction).dtype)
         if direction is not None:
             start = np.outer(direction, self.best_bias(start, direction))
         output = float(np.linalg.norm(start - self.target))

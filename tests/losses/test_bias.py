@@ -81,12 +81,15 @@ def test_hard_outputs_and_bad_starts(name, imbalanced, outputs, dtype, make_samp
     best = least_value(loss, F, direction)
     # Moving the bias by its rounding changes the loss by so much.
     reach = 16 * float(np.finfo(dtype).eps) * (np.linalg.norm(F) + np.sqrt(ROWS))
+    # Next to a kink of all rows, the bias is that of the loss whose kinks are rounded a little.
+    rounded = 0.1 * float(np.finfo(dtype).eps) ** 0.5
     for start in (None, 1e4, -1e4):
         guess = None if start is None else start * np.arange(F.shape[1], 0, -1, dtype=dtype)
         bias = single.best_bias(G, d, guess)
         assert bias.dtype == dtype
         value, R = loss.evaluate(shifted(F, direction, bias.astype(np.float64)))
-        assert value <= best * (1 + 1e-9) + reach * np.sum(direction[:, None] * steepest(loss, R)) + 1e-20
+        allowance = reach * np.sum(direction[:, None] * steepest(loss, R)) + 1e-20
+        assert value <= best * (1 + rounded) + allowance
         if name == "softmax":
             assert abs(bias.sum(dtype=np.float64)) <= 1e-6 * np.abs(bias).max() + 1e-9
 
