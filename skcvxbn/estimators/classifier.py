@@ -85,7 +85,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     solver : {"auto", "cvxpy"}, default="auto"
         "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
-    tol : float, default=1e-4
+    tol : float, default=1e-2
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
@@ -200,7 +200,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         n_arrangements: int = 500,
         max_neurons: int | None = None,
         solver: str = "auto",
-        tol: float = 1e-4,
+        tol: float = 1e-2,
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 512,

@@ -58,7 +58,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     solver : {"auto", "cvxpy"}, default="auto"
         "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
-    tol : float, default=1e-4
+    tol : float, default=1e-2
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
@@ -186,8 +186,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     >>> from skcvxbn import ConvexBNClassifierCV
     >>> X, y = load_iris(return_X_y=True)
     >>> model = ConvexBNClassifierCV(beta_ratios=6, random_state=0).fit(X, y)
-    >>> model.cv_results_["mean_test_score"].argmax() == model.best_index_
-    np.True_
+    >>> int(model.cv_results_["mean_test_score"].argmax()) == model.best_index_
+    True
     >>> model.predict_proba(X[:1]).round(1)
     array([[1., 0., 0.]])
     """
@@ -207,7 +207,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         n_arrangements: int = 500,
         max_neurons: int | None = None,
         solver: str = "auto",
-        tol: float = 1e-4,
+        tol: float = 1e-2,
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 512,

@@ -113,7 +113,9 @@ class Softmax(Loss):
                 break
             length = float(np.linalg.norm(gradient))
             hessian = self.curvature(F + column * bias.astype(F.dtype)).along(direction, C)
-            step = -np.linalg.solve(hessian + length / radius * np.eye(C), gradient)
+            # Equal biases change nothing, so the Hessian is singular: in the widest region rounding stays.
+            damping = max(length / radius, 1e-14 * float(np.trace(hessian)))
+            step = -np.linalg.solve(hessian + damping * np.eye(C), gradient)
             step -= step.mean()
             size = float(np.linalg.norm(step))
             trial = bias + step

@@ -279,7 +279,7 @@ def _blocks(problem: Problem, point: _Point) -> NDArray:
     diagonal = np.arange(blocks.shape[1])
     blocks[:, diagonal, diagonal] += _PROXIMAL
     # The relative shift only guards the factorisation against rounding.
-    blocks[:, diagonal, diagonal] *= 1 + 1e-12
+    blocks[:, diagonal, diagonal] *= 1 + 1e-14
     return blocks
 
 

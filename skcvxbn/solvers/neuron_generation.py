@@ -36,18 +36,18 @@ _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
-_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.1
+_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
 # Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
 _DEAR_STEP = 1e9
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 33, 128, 512, 1e10
+_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
-# Rounding of the loss' kinks, as a share of the gap of the last round: it makes the dual point unique, and
-# sharper kinks would make the problem harder than such a gap is worth.
+# Cost of rounding the loss' kinks, as a share of the gap of the last round: it makes the dual point unique,
+# and sharper kinks would make the problem harder than such a gap is worth.
 _ROUNDING = 0.1
 # A gap smaller than this share of the last one is progress too.
 _NARROWING = 0.9
@@ -116,9 +116,10 @@ class _Generation:
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         self.rounding = _ROUNDING
-        # With several outputs a round may well fail to improve: the directions turn by descent only.
+        # With several outputs a round may well fail to improve, since directions turn by descent only; with
+        # kinks of the loss too, since they become sharper.
         self.several = n_outputs > 1
-        self.patience = 6 if self.several else 3
+        self.patience = 3 if not self.several and problem.loss.box is None else 6
 
     def begin(self, start: tuple[NDArray, NDArray] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
@@ -258,7 +259,9 @@ class _Generation:
     def _search(self) -> None:
         thorough = self.way is _Way.PROGRAM and self.standing_still > 0
         gap = 1 - self.duals.search(self.neurons, thorough=thorough) / self.neurons.objective
-        self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0))
+        # Rounding of s costs s / 2 ||R||^2 at most.
+        cost = 0.5 * float(np.vdot(self.neurons.R, self.neurons.R)) / self.neurons.objective
+        self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0)) / max(cost, 1.0)
         self._state_gap()
 
     def _state_gap(self) -> None:
