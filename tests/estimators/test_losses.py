@@ -243,7 +243,7 @@ def test_float32(kind):
 def test_pinball_predicts_quantiles(quantile, beta_ratio):
     X, y = make_data(80)
     regression = ConvexBNRegressor(
-        loss="pinball", quantile=quantile, beta_ratio=beta_ratio, max_iter=100, random_state=0
+        loss="pinball", quantile=quantile, beta_ratio=beta_ratio, tol=1e-2, max_iter=100, random_state=0
     )
     error = y - regression.fit(X, y).predict(X)
     # The best intercept leaves this share of the rows below, but for the rows it passes through.
@@ -277,10 +277,10 @@ def test_huber_lies_between_squared_and_absolute_error():
 def test_any_epsilon_is_a_number(epsilon):
     X, y = make_data()
     with np.errstate(all="raise", under="ignore"):
-        model = ConvexBNRegressor(loss="huber", epsilon=epsilon, beta_ratio=0.3, max_iter=50, random_state=0)
+        model = ConvexBNRegressor(loss="huber", epsilon=epsilon, beta_ratio=0.3, tol=1e-3, random_state=0)
         model.fit(X, y)
     name, unit = ("squared error", 1.0) if epsilon > 1 else ("absolute error", epsilon)
-    assert_allclose(model.objective_ / unit, fitted_model(name).objective_, rtol=2e-4)
+    assert_allclose(model.objective_ / unit, fitted_model(name).objective_, rtol=2e-3)
 
 
 def test_outliers_move_means_and_not_medians():
@@ -307,8 +307,10 @@ def test_units_of_the_target_do_not_matter(loss, scale):
     assert_allclose(other.beta_max_, scale ** (power - 1) * one.beta_max_, rtol=1e-6)
     assert_allclose(other.objective_, scale**power * one.objective_, rtol=1e-4)
     assert_allclose(other.lower_bound_, scale**power * one.lower_bound_, rtol=1e-4)
-    # Networks of nearly the same objective are near each other where the loss has curvature.
-    assert_allclose(other.predict(X) / scale, one.predict(X), atol=0.05 * np.std(y))
+    # Without curvature networks of nearly the same objective may lie apart: a few rows differ.
+    apart = np.abs(other.predict(X) / scale - one.predict(X))
+    assert np.median(apart) < 0.05 * np.std(y)
+    assert loss != "huber" or apart.max() < 0.01 * np.std(y)
 
 
 def test_losses_can_change_between_fits_and_warm_starts(kind):
