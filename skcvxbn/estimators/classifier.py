@@ -139,7 +139,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     beta_ : float
         The weight decay used.
     beta_max_ : float
-        The smallest weight decay at which the optimal network has no neuron.
+        The smallest weight decay at which the optimal network has no neuron; for the hinge an upper
+        bound of it.
     n_neurons_ : int
         Number of neurons of the network.
     n_iter_ : int

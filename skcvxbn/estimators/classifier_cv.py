@@ -148,7 +148,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         "estimated": the bound holds if the search from `search_starts` points found the most violated
         dual constraint. That is a maximum of a function with many local maxima, so it is not a proof.
     beta_max_ : float
-        The smallest weight decay at which the optimal network has no neuron.
+        The smallest weight decay at which the optimal network has no neuron; for the hinge an upper
+        bound of it.
     n_neurons_ : int
         Number of neurons of the network.
     n_iter_ : int

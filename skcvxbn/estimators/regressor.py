@@ -128,7 +128,8 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     beta_ : float
         The weight decay used.
     beta_max_ : float
-        The smallest weight decay at which the optimal network has no neuron.
+        The smallest weight decay at which the optimal network has no neuron; for losses with kinks an upper
+        bound of it.
     n_neurons_ : int
         Number of neurons of the network.
     n_iter_ : int
