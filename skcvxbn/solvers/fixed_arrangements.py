@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements
+from skcvxbn.solvers.neurons import merge
 from skcvxbn.solvers.output_weights import group_lasso, nonnegative_sizes
 
 # A round that leaves more than this share of the gap stands still.
@@ -220,28 +221,8 @@ def _output_weights(problem: Problem, H: NDArray, U: NDArray, start: NDArray, ac
 
 
 def _merged(network: _Neurons, cosine: float) -> _Neurons:
-    """Add up neurons of one arrangement whose output directions agree: cones are closed under addition.
-
-    Where the directions are equal this never costs more; where they are not it is to second order in their
-    angle and that of the hidden directions.
-    """
-    sizes = np.linalg.norm(network.S, axis=0)
-    group = np.full(len(sizes), -1)
-    leaders: list[int] = []
-    for j in np.argsort(-sizes, kind="stable"):
-        if group[j] < 0:
-            same = (group < 0) & (network.owner == network.owner[j])
-            group[same & (network.U @ network.U[j] >= cosine)] = len(leaders)
-            group[j] = len(leaders)
-            leaders.append(j)
-    V = np.zeros((len(leaders), network.U.shape[1]))
-    np.add.at(V, group, network.U * sizes[:, None])
-    S = np.zeros((len(network.S), len(leaders)))
-    np.add.at(S.T, group, network.S.T)
-    lengths = np.linalg.norm(V, axis=1)
-    # The spread of the output directions shortens their sum.
-    S *= lengths / np.bincount(group, weights=sizes)
-    return _Neurons(S, V / lengths[:, None], network.owner[leaders], network.values[leaders])
+    S, U, leaders = merge(network.S, network.U, network.owner, cosine)
+    return _Neurons(S, U, network.owner[leaders], network.values[leaders])
 
 
 def _joined(network: _Neurons, newcomers: _Neurons) -> _Neurons:

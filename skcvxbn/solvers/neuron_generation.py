@@ -58,7 +58,9 @@ _STANDSTILL = 0.03
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
 # With several outputs and dear steps a gap above this is out of reach once a round gains less than the other.
 _FAR, _FAR_GIVE_UP, _FAR_WORK = 1e-2, 2e-3, 5e8
-
+# Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
+# first of these that costs less than this share of the tolerance.
+_COSINES, _MERGING = (0.99, 0.9999, 1 - 1e-6), 1e-2
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
 
@@ -315,11 +317,13 @@ class _Generation:
         lower_bound = self.duals.lower_bound
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V)
-        # Descent leaves many neurons of a kind; their output directions agree up to rounding only.
-        merged = best.merged()
-        if problem.objective(merged.S, merged.U) <= objective * (1 + 1e-12):
-            S, V = balanced(merged.S, merged.U)
-            objective = problem.objective(S, V)
+        # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.
+        for cosine in _COSINES:
+            merged = best.merged(cosine)
+            if problem.objective(merged.S, merged.U) <= objective * (1 + _MERGING * self.options.tol):
+                S, V = balanced(merged.S, merged.U)
+                objective = problem.objective(S, V)
+                break
         idle = problem.zero.value
         if objective > (1 - 1e-9) * idle:
             # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
