@@ -62,9 +62,9 @@ class Problem:
         return self.loss.rows
 
     @property
-    def n_rows(self) -> int:
-        """Number of training rows."""
-        return self.rows.count(self.A)
+    def shape(self) -> tuple[int, int]:
+        """Number of training rows and length of a hidden direction."""
+        return self.rows.count(self.A), self.A.shape[1]
 
     @property
     def n_outputs(self) -> int:

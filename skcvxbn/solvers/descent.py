@@ -132,7 +132,7 @@ class _SmoothNetwork:
         # The best bias is known at once where the loss is quadratic; elsewhere it moves with the neurons.
         self.n_bias = problem.n_outputs if problem.fit_intercept and not problem.loss.quadratic else 0
         self.direction = problem.A[:, -1:]
-        self.scale = 2 * width / math.sqrt(problem.n_rows) * lengths(S, axis=0)
+        self.scale = 2 * width / math.sqrt(problem.shape[0]) * lengths(S, axis=0)
         # Rows that are taken through the network together, and memory for what is kept of them.
         self.blocks = row_blocks(problem.A)
         table = problem.A.shape[0], V.shape[0]
