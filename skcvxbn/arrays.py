@@ -35,7 +35,7 @@ __all__ = [
 # An array of any library that follows the array API standard.
 Array = Any
 
-namespace = array_namespace
+_NAMESPACES: dict[type, Any] = {}
 
 # Rows that a processor takes together: so many that what they need stays in its cache.
 _BLOCK = 1024
@@ -56,7 +56,7 @@ class Rows:
 
     def totals(self, *sums: Array) -> list[float]:
         """Several such sums that are one number each, on the host."""
-        return to_numpy(self.total(namespace(*sums).stack(sums))).tolist()
+        return to_numpy(self.total(namespace(sums[0]).stack(sums))).tolist()
 
     def largest(self, x: Array) -> Array:
         """Elementwise maximum over the rows of all processes, given that over those at hand."""
@@ -69,6 +69,13 @@ class Rows:
     def numbers(self, n_rows: int) -> NDArray[np.float64]:
         """Random whole numbers, of shape (n_numbers, n_rows): other ones in every process."""
         return np.random.RandomState(0).randint(2**_NUMBER_BITS, size=(_N_NUMBERS, n_rows)).astype(np.float64)
+
+
+def namespace(x: Array) -> Any:
+    """Array API namespace of an array."""
+    # Asked for so often that on a small problem the answer would cost as much as the arithmetic.
+    known = _NAMESPACES.get(type(x))
+    return _NAMESPACES.setdefault(type(x), array_namespace(x)) if known is None else known
 
 
 def to_numpy(x: Array) -> NDArray[Any]:

@@ -5,6 +5,7 @@ They are not part of the array API standard; NumPy and PyTorch have them.
 
 from __future__ import annotations
 
+import numpy as np
 from array_api_compat import is_torch_array
 
 from skcvxbn.arrays import Array, namespace
@@ -13,6 +14,14 @@ from skcvxbn.arrays import Array, namespace
 def matmul(x: Array, y: Array, out: Array) -> Array:
     """``out = x @ y``."""
     return namespace(out).matmul(x, y, out=out)
+
+
+def thin_matmul(x: Array, y: Array, out: Array) -> Array:
+    """``out = x @ y`` for a `y` of few columns."""
+    if is_torch_array(out):
+        # The libraries behind torch.matmul take several times as long for few columns as for few rows.
+        return out.copy_((y.T @ x.T).T)
+    return matmul(x, y, out)
 
 
 def multiply(x: Array, factor: float, out: Array) -> Array:
@@ -27,14 +36,18 @@ def subtract(x: Array, y: Array, out: Array) -> Array:
 
 def clip(x: Array, upper: Array | float, out: Array) -> Array:
     """``out = min(max(x, 0), upper)``."""
-    xp = namespace(out)
-    if not is_torch_array(out):
-        return xp.minimum(xp.maximum(x, 0, out=out), upper, out=out)
     if isinstance(upper, float):
-        return xp.clamp(x, 0, upper, out=out)
-    return xp.minimum(xp.clamp(x, 0, out=out), upper, out=out)
+        return _between(x, upper, out)
+    return namespace(out).minimum(_between(x, None, out), upper, out=out)
 
 
 def relu(x: Array) -> Array:
     """``x = max(x, 0)``."""
-    return x.clamp_(min=0) if is_torch_array(x) else namespace(x).maximum(x, 0, out=x)
+    return _between(x, None, x)
+
+
+def _between(x: Array, upper: float | None, out: Array) -> Array:
+    if is_torch_array(out):
+        return namespace(out).clamp(x, 0, upper, out=out)
+    # NumPy is faster with two bounds than with one.
+    return np.clip(x, 0, np.inf if upper is None else upper, out=out)

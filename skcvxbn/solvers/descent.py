@@ -183,7 +183,7 @@ class _SmoothNetwork:
             in_place.clip(H, 1.0, out=D)
             H -= in_place.multiply(D, 0.5, out=half)
             H *= D
-            in_place.matmul(H, V, out=self.F[rows, :])
+            in_place.thin_matmul(H, V, out=self.F[rows, :])
         return self.F
 
     def _backward(self, R: Array, V: Array) -> tuple[Array, Array]:
@@ -192,7 +192,7 @@ class _SmoothNetwork:
         for rows in self.blocks:
             H, taken = self.hidden[rows, :], R[rows, :]
             moved = self.half[: H.shape[0], :]
-            gradient_V += H.T @ taken
+            gradient_V += (taken.T @ H).T
             in_place.matmul(taken, V.T, out=moved)
             moved *= self.slope[rows, :]
             gradient_S += self.problem.A[rows, :].T @ moved

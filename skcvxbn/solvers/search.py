@@ -243,7 +243,7 @@ def _evaluate(A: Array, R: Array, S: Array, U: Array, rows: Rows) -> tuple[Array
 
 
 def _output_directions(R: Array, hidden: Array, U: Array, rows: Rows) -> Array:
-    return _unit(rows.total(positive_part(hidden).T @ R), axis=1, zeros=U)
+    return _unit(rows.total((R.T @ positive_part(hidden)).T), axis=1, zeros=U)
 
 
 def _box_least_squares(
