@@ -24,6 +24,7 @@ __all__ = [
     "like",
     "namespace",
     "numpy_dtype",
+    "on_processor",
     "positive_part",
     "row_blocks",
     "take",
@@ -61,6 +62,10 @@ class Rows:
     def largest(self, x: Array) -> Array:
         """Elementwise maximum over the rows of all processes, given that over those at hand."""
         return x
+
+    def gathered(self, M: Array) -> Array:
+        """Rows of all processes below one another, given those at hand."""
+        return M
 
     def count(self, x: Array) -> int:
         """Return the number of rows of all processes, given an array of those at hand."""
@@ -152,7 +157,12 @@ def positive_part(x: Array) -> Array:
     return x.clamp(min=0) if is_torch_array(x) else namespace(x).maximum(x, 0)
 
 
+def on_processor(x: Array) -> bool:
+    """Whether an array is in the memory of the host."""
+    return str(device(x)) == "cpu"
+
+
 def row_blocks(x: Array) -> list[slice]:
     """Slices of the rows: few at a time on a processor, all of them on a GPU."""
-    size = _BLOCK if str(device(x)) == "cpu" else max(x.shape[0], 1)
+    size = _BLOCK if on_processor(x) else max(x.shape[0], 1)
     return [slice(start, start + size) for start in range(0, x.shape[0], size)]
