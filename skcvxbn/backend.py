@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.arrays import Array, Rows
-
-Result = TypeVar("Result")
 
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
@@ -97,36 +97,24 @@ def resolve(backend: str, device: str | None) -> Backend:
     return Backend("torch", device)
 
 
-def within_memory(backend: Backend, X: NDArray[Any], work: Callable[[], Result]) -> Result:
-    """Do the work on the device, or say what it would take if its memory does not suffice.
-
-    Parameters
-    ----------
-    backend : Backend
-        Where the work is done.
-    X : ndarray of shape (n_samples, n_features)
-        The training rows.
-    work : callable
-        Takes no arguments. What it had allocated is released when it fails.
-    """
-    if backend.name == "numpy":
-        return work()
-    torch = _torch()
+@contextmanager
+def within_memory(backend: Backend) -> Iterator[None]:
+    """Say what it takes, and release all there is, where the block runs out of the device's memory."""
     try:
-        return work()
-    except torch.cuda.OutOfMemoryError as error:
+        yield
+    except Exception as error:
+        if backend.name == "numpy" or not isinstance(error, _torch().cuda.OutOfMemoryError):
+            raise
+        # The frames of the work hold its tables for as long as anybody holds the error.
+        traceback.clear_frames(error.__traceback__)
         message = str(error).partition("\n")[0]
-    # Out of the handler, where nothing holds the frames of the work, and with them its tables, any more.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    size = X.nbytes / 2**30
-    raise MemoryError(
-        f"Training on device={backend.device!r} needs more memory than there is: the {len(X)} rows of "
-        f"{X.shape[1]} features alone take {size:.3g} GiB in {X.dtype}, and it needs tables of as many rows "
-        f"for its neurons besides. PyTorch says: {message} Remedies: a smaller max_neurons; fewer directions "
-        "of the data, with SVDTruncation; float32 instead of float64; device='cpu'."
-    )
+        gc.collect()
+        _torch().cuda.empty_cache()
+        raise MemoryError(
+            f"Training on device={backend.device!r} takes more memory than there is. PyTorch says: {message} "
+            "Remedies: a smaller max_neurons; fewer directions of the data, with SVDTruncation; float32 "
+            "instead of float64; device='cpu'."
+        ) from None
 
 
 def _torch() -> Any:

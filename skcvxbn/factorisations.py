@@ -28,15 +28,15 @@ def right_singular_vectors(M: Array) -> tuple[NDArray[np.float64], Array]:
 
 
 def triangular_factor(M: Array) -> Array:
-    """``R`` of the QR decomposition of a tall matrix, square."""
+    """``R`` of the QR decomposition of a tall matrix, which is overwritten."""
     if on_processor(M):
-        R = linalg.qr(to_numpy(M), mode="r", check_finite=False)[0]
+        R = linalg.qr(to_numpy(M), mode="r", overwrite_a=True, check_finite=False)[0]
         return like(R[: M.shape[1]], M)
     return namespace(M).linalg.qr(M, mode="r")[1]
 
 
 def without_gram(B: Array, gram: Array) -> Array:
-    """``B L^-T`` for the Cholesky factor ``L`` of a Gram matrix: columns whose Gram matrix is the identity."""
+    """Make columns of a given Gram matrix orthonormal: ``B L^-T``, ``L`` being its Cholesky factor."""
     if on_processor(gram):
         L = linalg.cholesky(to_numpy(gram), lower=True)
         return like(linalg.solve_triangular(L, to_numpy(B).T, lower=True).T, B)

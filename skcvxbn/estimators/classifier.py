@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import StrOptions, check_sample_weight, fit_context
+from skcvxbn.backend import within_memory
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
 
@@ -112,6 +113,12 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Where the whitened rows and `beta_max_` are cached: a folder, or what
         ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
         `tol`) then computes them once for each set of training rows. None caches nothing.
+    backend : {"numpy", "torch"}, default="numpy"
+        Array library that trains the network. "torch" needs PyTorch (``pip install torch``) and can train on
+        a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
+    device : str, default=None
+        Where PyTorch trains: "cpu", "cuda", or "cuda:1" for the second GPU. None is a GPU where there is one.
+        With NumPy it is None or "cpu".
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -209,6 +216,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
         memory: Any = None,
+        backend: str = "numpy",
+        device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -228,6 +237,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
             certificate_max_time=certificate_max_time,
             warm_start=warm_start,
             memory=memory,
+            backend=backend,
+            device=device,
             random_state=random_state,
             verbose=verbose,
         )
@@ -263,10 +274,10 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        self._check_solver()
-        with self._unchanged_on_failure():
+        backend = self._checked_backend()
+        with self._unchanged_on_failure(), within_memory(backend):
             X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X))
+            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:

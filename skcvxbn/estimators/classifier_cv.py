@@ -106,6 +106,12 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         Where the whitened rows and `beta_max_` are cached: a folder, or what
         ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
         `tol`) then computes them once for each set of training rows. None caches nothing.
+    backend : {"numpy", "torch"}, default="numpy"
+        Array library that trains the network. "torch" needs PyTorch (``pip install torch``) and can train on
+        a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
+    device : str, default=None
+        Where PyTorch trains: "cpu", "cuda", or "cuda:1" for the second GPU. None is a GPU where there is one.
+        With NumPy it is None or "cpu".
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same result at every
         call.
@@ -222,6 +228,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         cv_tol: float = 1e-2,
         n_jobs: int | None = None,
         memory: Any = None,
+        backend: str = "numpy",
+        device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -248,5 +256,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         self.cv_tol = cv_tol
         self.n_jobs = n_jobs
         self.memory = memory
+        self.backend = backend
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose

@@ -167,9 +167,7 @@ class _SmoothNetwork:
             value, R = output.value, output.R
         gradient_S, gradient_V = self._backward(R, V)
         gradient_bias = (self.direction[:, 0] @ R)[: self.n_bias]
-        gradient = -problem.rows.total(
-            self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias)
-        )
+        gradient = -problem.rows.total(self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias))
         gradient[:n_weights] += problem.beta * weights
         return value + 0.5 * problem.beta * float(square), gradient
 
