@@ -85,7 +85,7 @@ class Problem:
 
     def on(self, backend: Backend) -> Problem:
         """Return the problem, given in NumPy, where the backend works."""
-        return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array, backend.rows))
+        return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array))
 
     def hidden(self, S: Array) -> Array:
         """Hidden layer ``(A s_j)_+``, of shape (n_samples, n_neurons)."""
