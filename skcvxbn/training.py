@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_memory
 
-from skcvxbn.arrays import like, numpy_dtype
+from skcvxbn.arrays import Rows, inner, like, numpy_dtype
 from skcvxbn.backend import NUMPY, Backend
 from skcvxbn.losses import LossFunction
 from skcvxbn.network import BatchNormNetwork
@@ -142,20 +143,23 @@ def prepare(
         X, whitening = memory.cache(whiten)(X, weight, 0.0, backend).truncated(X, weight, n_components)
     if n_components is None or shrinkage > 0:
         whitening = memory.cache(whiten)(X, weight, shrinkage, backend)
-    offset = _mean(Y, weight) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
-    problem = Problem(whitening.A, targets.loss(Y - offset, weight), 1.0, fit_intercept)
+    rows = backend.rows
+    offset = _mean(Y, weight, rows) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
+    loss = replace(targets.loss(Y - offset, weight), rows=rows)
+    problem = Problem(whitening.A, loss, 1.0, fit_intercept)
     # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
-    constant = replace(problem, A=np.sqrt(weight / weight.sum())[:, None])
+    constant = replace(problem, A=np.sqrt(weight / whitening.n_rows)[:, None])
     beta_max = memory.cache(largest_beta)(whitening.A, constant.feasible(constant.zero.R), backend)
     return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max), backend)
 
 
 def largest_beta(A: NDArray, target: NDArray, backend: Backend = NUMPY) -> float:
     """`beta_max` in whitened coordinates: ``max ||target^T (A s)_+||`` over unit ``s``."""
-    size, rows = float(np.linalg.norm(target)), backend.rows
+    rows = backend.rows
+    size = math.sqrt(*rows.totals(inner(target, target)))
     if size == 0:
         return 0.0
-    A, R = backend.array(A), backend.array(target / size)
+    A, R = backend.array(A), backend.array((target / size).astype(A.dtype))
     # The maxima at a target are few and wide: on large data a short search from few points finds them.
     stages = THOROUGH if affordable_starts(A, THOROUGH, rows=rows) >= _STARTS else QUICK
     n_starts = min(_STARTS, affordable_starts(A, stages, rows=rows))
@@ -188,6 +192,8 @@ def _distinct_rows(X: NDArray[Any], Y: Floats, weight: Floats) -> tuple[NDArray[
     return X[first], Y[first], np.bincount(inverse, weights=weight).astype(np.float64)
 
 
-def _mean(Y: Floats, weight: Floats) -> Floats:
+def _mean(Y: Floats, weight: Floats, rows: Rows) -> Floats:
+    sums, (n_rows,) = rows.total(weight @ Y), rows.totals(weight.sum())
+    highest, lowest = rows.largest(np.stack([Y.max(axis=0), -Y.min(axis=0)]))
     # Clipped, because rounding can put the mean of a constant beside it: its targets are then exactly zero.
-    return np.clip(np.average(Y, axis=0, weights=weight), Y.min(axis=0), Y.max(axis=0))
+    return np.clip(sums / n_rows, -lowest, highest)

@@ -118,19 +118,10 @@ class Loss(ABC):
         with np.errstate(over="ignore"):
             return self.mapped(lambda M: astype(M, dtype))
 
-    def mapped(self, function: Callable[[Array], Array], rows: Rows | None = None) -> Self:
-        """Return the same loss with other arrays, made from its own one by one.
-
-        Parameters
-        ----------
-        function : callable
-            From an array to an array of the same values.
-        rows : Rows, optional
-            How to sum over the rows of these.
-        """
+    def mapped(self, function: Callable[[Array], Array]) -> Self:
+        """Return the same loss with other arrays, made from its own one by one."""
         own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        arrays = {name: function(value) for name, value in own.items() if hasattr(value, "shape")}
-        return replace(self, **arrays, rows=self.rows if rows is None else rows)
+        return replace(self, **{name: function(M) for name, M in own.items() if hasattr(M, "shape")})
 
     def smoothed(self, width: float) -> Loss:
         """Return the loss with kinks rounded so that its curvature is at most ``1 / width``.

@@ -52,6 +52,7 @@ def solve(
     Solution
         The network, its objective and the lower bound.
     """
+    problem = _in_one_precision(problem)
     nothing_to_learn = problem.fit_intercept and problem.A.shape[1] == 1
     # No hidden layer is longer than its neuron: from here on every dual constraint holds at zero.
     if problem.beta >= problem.length(problem.zero.R) or nothing_to_learn:
@@ -92,19 +93,22 @@ def solve_roughly(problem: Problem, betas: Iterable[float], options: Options) ->
     Solution
         A network for each weight decay, whose gap is a rough estimate.
     """
-    unit, output, value = _in_own_units(problem)
+    unit, output, value = _in_own_units(_in_one_precision(problem))
     for solution in follow(unit, (beta * (output / value) for beta in betas), options):
         yield _in_units(solution, output, value)
+
+
+def _in_one_precision(problem: Problem) -> Problem:
+    """Return the problem in double precision, but for data so large that only descent is affordable."""
+    n_rows, rank = problem.shape
+    return problem.astype(numpy_dtype(problem.A) if n_rows * rank > _SINGLE_PRECISION_FROM else np.float64)
 
 
 def _in_own_units(problem: Problem) -> tuple[Problem, float, float]:
     """Return the problem in units in which tolerances and starting points need none, and these units."""
     output, value = problem.loss.unit(problem.A[:, -1] if problem.fit_intercept else None)
-    # Single precision is for data so large that only descent is affordable.
-    n_rows, rank = problem.shape
-    dtype = numpy_dtype(problem.A) if n_rows * rank > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
     loss, beta = problem.loss.scaled(output, value), problem.beta * (output / value)
-    return replace(problem, loss=loss, beta=beta).astype(dtype), output, value
+    return replace(problem, loss=loss, beta=beta), output, value
 
 
 def _in_units(solution: Solution, output: float, value: float) -> Solution:

@@ -85,7 +85,7 @@ class Problem:
 
     def on(self, backend: Backend) -> Problem:
         """Return the problem, given in NumPy, where the backend works."""
-        return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array, backend.rows))
+        return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array))
 
     def sampled(self, stride: int) -> Problem:
         """Let every stride-th row stand for all, in units in which the bias' direction has length one."""
