@@ -27,7 +27,7 @@ def make_data(n_classes, n=60):
 def test_two_classes_are_a_regression_on_signs():
     X, y = make_data(2)
     fitted = model(loss="squared_error", tol=1e-4).fit(X, np.array(["no", "yes"])[y])
-    regression = ConvexBNRegressor(beta_ratio=0.1, random_state=0).fit(X, 2.0 * y - 1)
+    regression = ConvexBNRegressor(beta_ratio=0.1, shrinkage=0.3, random_state=0).fit(X, 2.0 * y - 1)
     assert_array_equal(fitted.classes_, ["no", "yes"])
     assert_array_equal(fitted.decision_function(X), regression.predict(X))
     assert_array_equal(fitted.predict(X) == "yes", regression.predict(X) > 0)
@@ -40,7 +40,7 @@ def test_several_classes_are_a_regression_on_indicators():
     X, y = make_data(3)
     fitted = model(loss="squared_error", tol=1e-4).fit(X, y)
     indicators = (y[:, None] == [0, 1, 2]).astype(float)
-    regression = ConvexBNRegressor(beta_ratio=0.1, random_state=0).fit(X, indicators)
+    regression = ConvexBNRegressor(beta_ratio=0.1, shrinkage=0.3, random_state=0).fit(X, indicators)
     assert_array_equal(fitted.decision_function(X), regression.predict(X))
     assert_array_equal(fitted.predict(X), regression.predict(X).argmax(axis=1))
     assert fitted.objective_ == regression.objective_
