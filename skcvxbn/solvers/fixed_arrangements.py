@@ -9,9 +9,9 @@ numbers as there are directions, and two directions of one cone add up to a thir
 directions in use become exact, and those of directions nearby exact to second order, so few rounds do.
 
 Where that no longer helps, where kinks of the loss would make its dual point jump from round to round, and
-where output directions turn too, the interior point method solves for the neurons within their cones. It stops
-at a share of the gap, well inside the dual's feasible set, where prices change little from round to round
-(Gondzio, Gonzalez-Brevis and Munari, 2013).
+where output directions turn too, the interior point method solves for the neurons within their cones. It
+stops at a share of the gap, well inside the dual's feasible set, where prices change little from round to
+round (Gondzio, Gonzalez-Brevis and Munari, 2013).
 """
 
 from __future__ import annotations

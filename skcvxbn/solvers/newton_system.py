@@ -26,8 +26,8 @@ from skcvxbn.solvers.base import Problem
 # Eigenvalues below this are left to conjugate gradients, and those above it too where they are too many.
 _SMALL_EIGENVALUE = 1.0
 _LARGEST_FACTOR = 800
-# The factor can have as many rows as the data have outputs instead, which this many may be. It is the more
-# exact one: softly held directions, next to large curvatures, cost the other digits.
+# The factor can have as many rows as the data have outputs instead; with one output this many. It is the more
+# exact one: softly held directions next to large curvatures cost the other digits.
 _LARGEST_ROWS = 2000
 _MAX_ITER = 100
 
@@ -160,7 +160,7 @@ class FactorisedSystem:
         H = system.A @ (Q[neuron, :, index] * np.sqrt(eigenvalues[neuron, index])[:, None]).T
         H *= system.D[:, neuron]
         U = system.U[neuron]
-        if len(neuron) > H.shape[0] * U.shape[1] <= _LARGEST_ROWS:
+        if len(neuron) > len(H) * U.shape[1] and _keeps_rows(system.problem):
             columns = self._columns(H, U)
             rows = _factor(columns @ columns.T)
             return lambda R: linalg.cho_solve(rows, R.ravel(), check_finite=False).reshape(R.shape)
@@ -201,9 +201,14 @@ def work_of_system(problem: Problem, n_neurons: int) -> float:
 
 def _largest_part(problem: Problem, unknowns: int) -> int:
     """How many directions the preconditioner may keep."""
-    if len(problem.A) * problem.n_outputs <= _LARGEST_ROWS:
-        return unknowns
-    return min(unknowns, _LARGEST_FACTOR)
+    return unknowns if _keeps_rows(problem) else min(unknowns, _LARGEST_FACTOR)
+
+
+def _keeps_rows(problem: Problem) -> bool:
+    """Whether the factor may have as many rows as the data have outputs."""
+    if problem.n_outputs == 1:
+        return len(problem.A) <= _LARGEST_ROWS
+    return len(problem.A) * problem.n_outputs <= _LARGEST_FACTOR
 
 
 def _conjugate_gradients(

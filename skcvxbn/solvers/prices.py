@@ -1,8 +1,8 @@
 """Prices of arrangements: how much the neurons of each would violate their dual constraint.
 
 The dual constraint of an arrangement is ``u^T R^T D_i A s <= beta`` for all unit ``u`` and all unit ``s`` of
-its cone. For one output it is most violated by the projections of ``+-A^T D_i R`` on the cone. For several the
-output direction is searched by alternation. A priced neuron is as long as its dual value.
+its cone. For one output it is most violated by the projections of ``+-A^T D_i R`` on the cone. For several
+the output direction is searched by alternation. A priced neuron is as long as its dual value.
 """
 
 from __future__ import annotations
