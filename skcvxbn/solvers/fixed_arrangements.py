@@ -8,10 +8,10 @@ Where the loss is smooth and has one output, only the output weights are chosen 
 numbers as there are directions, and two directions of one cone add up to a third. The constraints of the
 directions in use become exact, and those of directions nearby exact to second order, so few rounds do.
 
-Where that no longer helps, where kinks of the loss would make its dual point jump from round to round, and
-where output directions turn too, the interior point method solves for the neurons within their cones. It
-stops at a share of the gap, well inside the dual's feasible set, where prices change little from round to
-round (Gondzio, Gonzalez-Brevis and Munari, 2013).
+Where that stands still it takes turns with the interior point method, which solves for the neurons within
+their cones. Where kinks of the loss would make its dual point jump from round to round, and where output
+directions turn too, that method does all. It stops at a share of the gap, well inside the dual's feasible
+set, where prices change little from round to round (Gondzio, Gonzalez-Brevis and Munari, 2013).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from skcvxbn.solvers.prices import prices_of
 # A round that leaves more than this share of the gap, and lowers the objective by less than that share of it,
 # stands still.
 _PROGRESS, _DESCENT = 0.9, 0.01
-# The solver stops after this many rounds without progress on the smallest gap so far.
+# The solver stops after this many rounds without progress.
 _PATIENCE = 6
 # Neurons that may join in a round: at least, where weights are chosen as a share of the rows, and where the
 # program is solved as a share of those in use.
@@ -97,13 +97,14 @@ class _Program:
         self.problem, self.options, self.patterns = problem, options, _distinct(patterns)
         self.rounded = problem.smoothed(_ROUNDING * options.tol)
         self.prices = prices_of(problem, self.patterns)
-        self.weights_only = problem.n_outputs == 1 and problem.smoothed(_ROUGH) is problem
+        self.smooth = problem.n_outputs == 1 and problem.smoothed(_ROUGH) is problem
+        self.weights_only = self.smooth
         self.network = self.best = self.priced = OwnedNeurons.none(problem)
         self.objective = problem.zero.value
         # Of a dual point of zero.
         self.R = np.zeros_like(problem.zero.R)
         self.bound, self.believed = problem.dual_bound(self.R, 0.0), self.prices.exact
-        self.gap = self.least_gap = math.inf
+        self.gap = self.least_gap = self.reference_gap = math.inf
         self.accuracy, self.patience, self.n_iter, self.message = _LEAST_ACCURATE, _PATIENCE, 0, ""
 
     def round(self) -> None:
@@ -143,15 +144,18 @@ class _Program:
 
     def _decide(self, lower: bool) -> None:
         options = self.options
-        progress = self.gap < _PROGRESS * self.least_gap
+        progress = self.gap < _PROGRESS * self.reference_gap
+        if progress:
+            self.reference_gap = self.gap
         self.least_gap = min(self.gap, self.least_gap)
         self.patience = _PATIENCE if progress or lower else self.patience - 1
         if self.gap <= options.tol:
             self.message = _CONVERGED
-        elif self.weights_only and not progress:
-            self.weights_only, self.patience = False, _PATIENCE
         elif self.patience == 0:
             self.message = "the gap stands still"
+        elif self.smooth and not progress:
+            # Where the one way stands still the other has another chance.
+            self.weights_only = not self.weights_only
         if self.message:
             return
         if time.monotonic() >= options.deadline:
@@ -196,7 +200,9 @@ class _Program:
         S, R = solve_over_arrangements(
             self.rounded, D, candidates.U, candidates.S, tol=self.accuracy, max_iter=_MOST_STEPS
         )
-        negligible = _NEGLIGIBLE * min(self.accuracy, _SHARE * self.least_gap)
+        # Where the gap stands still, what left may be what it lacks.
+        dispensable = _NEGLIGIBLE * min(self.accuracy, _SHARE * self.least_gap)
+        negligible = dispensable if self.patience == _PATIENCE else 0.0
         used = np.flatnonzero(without_negligible(S, candidates.U, negligible))
         # The method keeps the constraints to its tolerance; the projection keeps them to rounding.
         S = ConeProjector(problem.A, D[:, used]).project(S[:, used], np.arange(len(used)))
