@@ -192,10 +192,13 @@ class FactorisedSystem:
 
 def work_of_system(problem: Problem, n_neurons: int) -> float:
     """Multiplications to factorise the system and solve it for the directions of one step, roughly."""
-    n_samples, rank = problem.A.shape
+    n_samples, rank = problem.shape
     part = _largest_part(problem, rank * n_neurons)
-    smaller = min(part, n_samples * problem.n_outputs)
-    factor = 0.5 * n_samples * problem.n_outputs * part * smaller + smaller**3 / 6
+    rows = n_samples * problem.n_outputs
+    if part > rows and _keeps_rows(problem):
+        factor = 0.5 * part * rows**2 + rows**3 / 6
+    else:
+        factor = 0.5 * n_samples * part**2 + part**3 / 6
     return factor + _ITERATIONS_PER_STEP * 2.0 * n_samples * rank * n_neurons
 
 
@@ -207,8 +210,8 @@ def _largest_part(problem: Problem, unknowns: int) -> int:
 def _keeps_rows(problem: Problem) -> bool:
     """Whether the factor may have as many rows as the data have outputs."""
     if problem.n_outputs == 1:
-        return len(problem.A) <= _LARGEST_ROWS
-    return len(problem.A) * problem.n_outputs <= _LARGEST_FACTOR
+        return problem.shape[0] <= _LARGEST_ROWS
+    return problem.shape[0] * problem.n_outputs <= _LARGEST_FACTOR
 
 
 def _conjugate_gradients(
