@@ -1,19 +1,23 @@
-"""Program (P) over a given set of arrangements: directions priced out exactly, then sized together.
+"""Program (P) over a given set of arrangements: their neurons priced out, then solved for together.
 
-At the optimum most arrangements carry no neuron, and a neuron matters by its direction more than by anything
-else. So the program is solved over directions. Given the residual ``R``, the dual constraint
-``u^T R^T D_i A s <= beta`` of an arrangement (unit ``u``, unit ``s`` with ``G_i s >= 0``) is most violated by
-the projection of ``A^T D_i R u`` on its cone. All violating directions join those in use, and the output
-weights of all are chosen together; two directions of one cone add up to a third one. Resizing makes the
-constraints of the directions in use exact, and those of directions nearby exact to second order, so few
-rounds do. Where they stand still, the interior point method solves for the directions in use within their
-cones.
+At the optimum most arrangements carry no neuron. So the program is solved over few of them. Given a dual
+point, every arrangement is priced (`prices`): the neuron of its cone that violates the dual constraint most
+joins those in use, and all of them are solved for together, in one of two ways.
+
+Where the loss is smooth and has one output, only the output weights are chosen at first: a problem in as many
+numbers as there are directions, and two directions of one cone add up to a third. The constraints of the
+directions in use become exact, and those of directions nearby exact to second order, so few rounds do.
+
+Where that stands still it takes turns with the interior point method, which solves for the neurons within
+their cones. Where kinks of the loss would make its dual point jump from round to round, and where output
+directions turn too, that method does all. It stops at a share of the gap, well inside the dual's feasible
+set, where prices change little from round to round (Gondzio, Gonzalez-Brevis and Munari, 2013).
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,44 +25,36 @@ from numpy.typing import NDArray
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements
-from skcvxbn.solvers.neurons import merge
-from skcvxbn.solvers.output_weights import group_lasso, nonnegative_sizes
+from skcvxbn.solvers.output_weights import nonnegative_sizes
+from skcvxbn.solvers.owned_neurons import OwnedNeurons
+from skcvxbn.solvers.prices import prices_of
 
-# A round that leaves more than this share of the gap stands still.
-_PROGRESS = 0.9
-# The solver stops after this many rounds without progress on the smallest gap so far.
+# A round that leaves more than this share of the gap, and lowers the objective by less than that share of it,
+# stands still.
+_PROGRESS, _DESCENT = 0.9, 0.01
+# The solver stops after this many rounds without progress.
 _PATIENCE = 6
-# Directions that may join in a round, at least, and as a share of the rows.
-_LEAST_NEWCOMERS, _NEWCOMERS_PER_ROW = 40, 0.5
-# Rounding of the kinks of the loss while output weights are chosen, and the least curvature they are chosen
-# by, as a share of the largest; how often their step is halved.
-_ROUNDING, _LEAST_CURVATURE, _HALVINGS = 1e-2, 1e-3, 6
-# Share of the tolerance to which the interior point method solves.
-_SHARE = 0.1
-# Neurons of one arrangement are merged where the cosine of their output directions is at least the first of
-# these that costs little.
-_COSINES = (0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-9)
-
-
-@dataclass(frozen=True)
-class _Neurons:
-    """Neurons of given arrangements: directions, unit outputs, column of the arrangement, dual value."""
-
-    S: NDArray
-    U: NDArray
-    owner: NDArray
-    values: NDArray
-
-    def take(self, which: NDArray) -> _Neurons:
-        return _Neurons(self.S[:, which], self.U[which], self.owner[which], self.values[which])
-
-    def with_(self, other: _Neurons) -> _Neurons:
-        return _Neurons(
-            np.hstack([self.S, other.S]),
-            np.vstack([self.U, other.U]),
-            np.concatenate([self.owner, other.owner]),
-            np.concatenate([self.values, other.values]),
-        )
+# Neurons that may join in a round: at least, where weights are chosen as a share of the rows, and where the
+# program is solved as a share of those in use.
+_LEAST_NEWCOMERS, _NEWCOMERS_PER_ROW, _NEWCOMERS_PER_NEURON = 40, 0.5, 0.5
+# A loss that rounding its kinks by this much changes is not smooth.
+_ROUGH = 1e-2
+# Rounding of the kinks in the program, as a share of the tolerance: it makes the dual point unique.
+_ROUNDING = 0.05
+# Least curvature by which output weights are chosen, as a share of the largest; how often a step is halved.
+_LEAST_CURVATURE, _HALVINGS = 1e-3, 6
+# Accuracy to which the program is solved, as a share of the gap; that of the first rounds; most steps.
+_SHARE, _LEAST_ACCURATE, _MOST_STEPS = 0.03, 1e-2, 80
+# Neurons below this share of the largest leave, in units of the accuracy of the program.
+_NEGLIGIBLE = 0.1
+# Newcomers join as neurons of this size, as a share of the typical one.
+_ENTRY_SIZE = 1e-2
+# Shares of the gap by which the cosine of the output directions of two neurons of one arrangement may differ
+# from one: where a newcomer is not new, and where neurons merge. Fewer directions bend the dual point.
+_ALIKE, _MERGING = 1e-3, 0.3
+# Share of what the tolerance leaves that the objective may rise by, for fewer neurons, at the end.
+_FEWER = 0.5
+_CONVERGED, _INTERRUPTED = "converged", "interrupted"
 
 
 def solve_fixed_arrangements(
@@ -85,78 +81,158 @@ def solve_fixed_arrangements(
         set is complete. For several outputs the dual constraint of an arrangement is not convex in the
         output direction, which is searched by alternation: the certificate is "estimated".
     """
-    patterns = _distinct(patterns)
-    several = problem.n_outputs > 1
-    prices = _DirectionPrices(problem, patterns) if several else _SignPrices(problem, patterns)
-    network = priced = _Neurons(
-        np.zeros((problem.A.shape[1], 0)), np.zeros((0, problem.n_outputs)), np.zeros(0, int), np.zeros(0)
-    )
-    best, objective, lower_bound, gap, progress = network, np.inf, -np.inf, np.inf, True
-    least_gap, patience, n_iter, message = np.inf, _PATIENCE, 0, "the limit of rounds was reached"
-    for n_iter in range(1, options.max_iter + 1):
-        if progress:
-            accuracy = max(_SHARE * options.tol, _SHARE * min(gap, 0.1))
-            network, R = _resized(problem, patterns, network, priced, accuracy)
-        else:
-            joined = _joined(best, _newcomers(problem, priced))
-            network, R = _solved(
-                problem.smoothed(_SHARE * options.tol), patterns, joined, _SHARE * options.tol
-            )
-        value = problem.objective(network.S, network.U)
-        if value <= objective:
-            best, objective = network, value
-        priced, bound, exact = _priced(problem, prices, R, network, options.tol, objective)
-        if exact:
-            # A searched bound may have been refuted since.
-            lower_bound = bound if several else max(lower_bound, bound)
-        last, gap = gap, (objective - max(lower_bound, bound)) / objective
-        if options.verbose:
+    program = _Program(problem, options, patterns)
+    try:
+        while not program.message:
+            program.round()
+    except KeyboardInterrupt:
+        program.message = _INTERRUPTED
+    return program.solution(complete)
+
+
+class _Program:
+    """State of the rounds."""
+
+    def __init__(self, problem: Problem, options: Options, patterns: NDArray) -> None:
+        self.problem, self.options, self.patterns = problem, options, _distinct(patterns)
+        self.rounded = problem.smoothed(_ROUNDING * options.tol)
+        self.prices = prices_of(problem, self.patterns)
+        self.smooth = problem.n_outputs == 1 and problem.smoothed(_ROUGH) is problem
+        self.weights_only = self.smooth
+        self.network = self.best = self.priced = OwnedNeurons.none(problem)
+        self.objective = problem.zero.value
+        # Of a dual point of zero.
+        self.R = np.zeros_like(problem.zero.R)
+        self.bound, self.believed = problem.dual_bound(self.R, 0.0), self.prices.exact
+        self.gap = self.least_gap = self.reference_gap = math.inf
+        self.accuracy, self.patience, self.n_iter, self.message = _LEAST_ACCURATE, _PATIENCE, 0, ""
+
+    def round(self) -> None:
+        """Solve over the neurons in use and those priced last, and price the arrangements anew."""
+        self.n_iter += 1
+        self.network, R = self._weighted() if self.weights_only else self._solved()
+        objective = self.problem.objective(self.network.S, self.network.U)
+        # A round that lowers the objective counts too, for far from the optimum no dual point is good.
+        lower = objective < self.objective * (1 - _DESCENT * min(self.gap, 1.0))
+        if objective <= self.objective:
+            self.best, self.objective = self.network, objective
+        self._price(R)
+        if self.options.verbose:
             print(
-                f"round {n_iter:3d}  objective {objective:.8e}  gap {gap:.1e}  neurons {len(network.U)}",
+                f"round {self.n_iter:3d}  objective {self.objective:.8e}  gap {self.gap:.1e}"
+                f"  neurons {len(self.network)}",
                 flush=True,
             )
-        if gap <= options.tol:
-            message = ""
-            break
-        patience = _PATIENCE if gap < _PROGRESS * least_gap else patience - 1
-        least_gap = min(gap, least_gap)
-        if patience == 0:
-            message = "the gap stands still"
-            break
+        self._decide(lower)
+
+    def _price(self, R: NDArray) -> None:
+        """Price the arrangements at a dual point, and state the gap."""
+        tol, believed = self.options.tol, self.prices.exact
+        self.priced = self.prices.at(R, self.network)
+        bound = self._bound(R)
+        if not believed and self.objective - bound <= tol * self.objective:
+            self.priced, believed = self.prices.confirmed(R, self.network), True
+            bound = self._bound(R)
+        if bound >= self.bound or (believed and not self.believed):
+            self.R, self.bound, self.believed = R, bound, believed
+        # A searched bound may have been refuted since.
+        self.gap = 1 - (self.bound if self.prices.exact else bound) / self.objective
+
+    def _bound(self, R: NDArray) -> float:
+        # Prices of at most beta are not computed.
+        return self.problem.dual_bound(R, float(self.priced.sizes.max(initial=self.problem.beta)))
+
+    def _decide(self, lower: bool) -> None:
+        options = self.options
+        progress = self.gap < _PROGRESS * self.reference_gap
+        if progress:
+            self.reference_gap = self.gap
+        self.least_gap = min(self.gap, self.least_gap)
+        self.patience = _PATIENCE if progress or lower else self.patience - 1
+        if self.gap <= options.tol:
+            self.message = _CONVERGED
+        elif self.patience == 0:
+            self.message = "the gap stands still"
+        elif self.smooth and not progress:
+            # Where the one way stands still the other has another chance.
+            self.weights_only = not self.weights_only
+        if self.message:
+            return
         if time.monotonic() >= options.deadline:
-            message = "max_time was reached"
-            break
-        # After an exact solution resizing has another chance.
-        progress = not progress or gap < _PROGRESS * last
-    if not exact:
-        # The bound so far was for orientation.
-        lower_bound = _bound(problem, R, prices.confirmed(R, network))
-    S, V = balanced(best.S, best.U)
-    certificate = "estimated" if several else ("exact" if complete else "restricted")
-    lower_bound = min(lower_bound, objective)
-    converged = objective - lower_bound <= options.tol * objective
-    return Solution(S, V, R, objective, lower_bound, certificate, n_iter, converged, message)
+            self.message = "max_time was reached"
+        elif self.n_iter >= options.max_iter:
+            self.message = "the limit of rounds was reached"
 
+    def _violating(self) -> OwnedNeurons:
+        """Neurons whose dual constraint is violated, the most violated first."""
+        values = self.priced.sizes
+        violated = np.flatnonzero(values > self.problem.beta)
+        return self.priced.take(violated[np.argsort(-values[violated], kind="stable")])
 
-def _bound(problem: Problem, R: NDArray, priced: _Neurons) -> float:
-    return problem.dual_bound(R, float(priced.values.max(initial=0.0)))
+    def _weighted(self) -> tuple[OwnedNeurons, NDArray]:
+        """Choose the output weights of the directions in use and of violating ones; the dual point."""
+        problem, network = self.problem, self.network
+        most = max(_LEAST_NEWCOMERS, int(_NEWCOMERS_PER_ROW * len(problem.A)))
+        violating = self._violating()
+        newcomers = violating.take(np.arange(min(most, len(violating))))
+        candidates = network.with_(newcomers)
+        if len(candidates) == 0:
+            return candidates, problem.feasible(problem.zero.R)
+        directions = candidates.resized(np.ones(len(candidates)))
+        H = self.patterns[:, directions.owner] * (problem.A @ directions.S) * directions.U[:, 0]
+        start = np.concatenate([network.sizes, np.zeros(len(newcomers))])
+        network = directions.resized(_output_weights(problem, H, start)).merged(1.0)
+        return network, problem.dual_point(network.S, network.U)
 
+    def _solved(self) -> tuple[OwnedNeurons, NDArray]:
+        """Solve within the cones in use and the violated ones; the dual point."""
+        problem, network = self.problem, self.network
+        candidates = self._joined()
+        if len(candidates) == 0:
+            return candidates, problem.feasible(self.rounded.zero.R)
+        least = _SHARE * self.options.tol
+        if len(candidates) > len(network):
+            self.accuracy = float(np.clip(_SHARE * self.gap, least, _LEAST_ACCURATE))
+        else:
+            # What is missing is accuracy.
+            self.accuracy = min(least, _SHARE * self.accuracy)
+        D = self.patterns[:, candidates.owner]
+        S, R = solve_over_arrangements(
+            self.rounded, D, candidates.U, candidates.S, tol=self.accuracy, max_iter=_MOST_STEPS
+        )
+        # Where the gap stands still, what left may be what it lacks.
+        dispensable = _NEGLIGIBLE * min(self.accuracy, _SHARE * self.least_gap)
+        negligible = dispensable if self.patience == _PATIENCE else 0.0
+        used = np.flatnonzero(without_negligible(S, candidates.U, negligible))
+        # The method keeps the constraints to its tolerance; the projection keeps them to rounding.
+        S = ConeProjector(problem.A, D[:, used]).project(S[:, used], np.arange(len(used)))
+        network = OwnedNeurons(S, candidates.U[used], candidates.owner[used])
+        network = network.take(np.flatnonzero(network.sizes > 0))
+        return network.merged(1 - _MERGING * min(self.least_gap, 1.0)), R
 
-def _priced(
-    problem: Problem,
-    prices: _SignPrices | _DirectionPrices,
-    R: NDArray,
-    network: _Neurons,
-    tol: float,
-    objective: float,
-) -> tuple[_Neurons, float, bool]:
-    """Prices, the bound they give, and whether it is as good as the prices get."""
-    priced = prices.at(R, network)
-    bound = _bound(problem, R, priced)
-    if prices.exact or objective - bound > tol * objective:
-        return priced, bound, prices.exact
-    priced = prices.confirmed(R, network)
-    return priced, _bound(problem, R, priced), True
+    def _joined(self) -> OwnedNeurons:
+        """Let in violating neurons of new arrangements or output directions, as small ones."""
+        network = self.network
+        most = max(_LEAST_NEWCOMERS, int(_NEWCOMERS_PER_NEURON * len(network)))
+        new = self._violating().unlike(network, 1 - _ALIKE * min(self.least_gap, 1.0), most)
+        typical = network.sizes.mean() if len(network) else 1.0
+        return network.with_(new.resized(np.full(len(new), _ENTRY_SIZE * typical)))
+
+    def solution(self, complete: bool) -> Solution:
+        """Return the best network and the best bound."""
+        problem, tol = self.problem, self.options.tol
+        if not self.believed and self.message != _INTERRUPTED:
+            self.priced = self.prices.confirmed(self.R, self.network)
+            self.bound = self._bound(self.R)
+        left = max(tol * self.objective - (self.objective - self.bound), 0.0)
+        best = self.best.fewer(problem, self.patterns, self.objective + _FEWER * left)
+        S, V = balanced(best.S, best.U)
+        objective = problem.objective(S, V)
+        lower_bound = min(self.bound, objective)
+        certificate = "estimated" if not self.prices.exact else ("exact" if complete else "restricted")
+        converged = objective - lower_bound <= tol * objective
+        message = "" if self.message == _CONVERGED else self.message
+        return Solution(S, V, self.R, objective, lower_bound, certificate, self.n_iter, converged, message)
 
 
 def _distinct(patterns: NDArray) -> NDArray:
@@ -164,187 +240,22 @@ def _distinct(patterns: NDArray) -> NDArray:
     return patterns[:, np.sort(first)]
 
 
-def _newcomers(problem: Problem, priced: _Neurons) -> _Neurons:
-    """Violated constraints, the most violated first, no more than the rows can tell apart."""
-    violated = np.flatnonzero(priced.values > problem.beta)
-    order = violated[np.argsort(-priced.values[violated], kind="stable")]
-    return priced.take(order[: max(_LEAST_NEWCOMERS, int(_NEWCOMERS_PER_ROW * len(problem.A)))])
-
-
-def _resized(
-    problem: Problem, patterns: NDArray, network: _Neurons, priced: _Neurons, accuracy: float
-) -> tuple[_Neurons, NDArray]:
-    """Choose the output weights of the directions in use and of the violating ones, and the dual point."""
-    smooth = problem.smoothed(_ROUNDING)
-    candidates = network.with_(_newcomers(problem, priced))
-    if len(candidates.U) == 0:
-        return candidates, smooth.feasible(smooth.zero.R)
-    lengths = np.linalg.norm(candidates.S, axis=0)
-    start = candidates.U * np.where(np.arange(len(lengths)) < len(network.U), lengths, 0.0)[:, None]
-    H = patterns[:, candidates.owner] * (problem.A @ (candidates.S / lengths))
-    V = _output_weights(smooth, H, candidates.U, start, accuracy)
-    sizes = np.linalg.norm(V, axis=1)
-    used = np.flatnonzero(sizes > 0)
-    S, U = candidates.S / lengths * sizes, V / np.where(sizes > 0, sizes, 1.0)[:, None]
-    sized = _Neurons(S, U, candidates.owner, candidates.values).take(used)
-    # An objective accurate to e leaves an error of the order of its root in the residual and the prices.
-    allowed = problem.objective(sized.S, sized.U) * (1 + accuracy**2)
-    for cosine in _COSINES:
-        merged = _merged(sized, cosine)
-        if problem.objective(merged.S, merged.U) <= allowed:
-            break
-    return merged, smooth.dual_point(merged.S, merged.U)
-
-
-def _output_weights(problem: Problem, H: NDArray, U: NDArray, start: NDArray, accuracy: float) -> NDArray:
-    """Output weights of given columns, by a step of Newton's method on the loss: exact for a square."""
-    output = problem.at(H @ start)
+def _output_weights(problem: Problem, H: NDArray, start: NDArray) -> NDArray:
+    """Sizes of given columns, by a step of Newton's method on the loss: exact for a square."""
+    output = problem.at((H @ start)[:, None])
     weight = problem.loss.row_curvature(output.F)
     # Where the loss is linear its curvature, that of nothing, must not divide.
     roots = np.sqrt(np.maximum(weight, _LEAST_CURVATURE * max(float(weight.max()), 1.0)))
-    columns, target = roots * H, roots * output.F + output.R / roots
+    columns, target = roots * H, (roots * output.F + output.R / roots)[:, 0]
     if problem.fit_intercept:
         direction = roots[:, 0] * problem.A[:, -1]
         direction /= np.linalg.norm(direction)
         columns = columns - np.outer(direction, direction @ columns)
-        target = target - np.outer(direction, direction @ target)
-    if problem.n_outputs == 1:
-        V = U * nonnegative_sizes(columns * U[:, 0], target[:, 0], problem.beta)[:, None]
-    else:
-        V = group_lasso(columns, target, problem.beta, start, 0.1 * accuracy)
-    before = output.value + problem.beta * np.linalg.norm(start, axis=1).sum()
+        target = target - direction * (direction @ target)
+    sizes = nonnegative_sizes(columns, target, problem.beta)
+    before = output.value + problem.beta * start.sum()
     for halving in range(_HALVINGS):
-        trial = start + 0.5**halving * (V - start)
-        if problem.at(H @ trial).value + problem.beta * np.linalg.norm(trial, axis=1).sum() < before:
+        trial = start + 0.5**halving * (sizes - start)
+        if problem.at((H @ trial)[:, None]).value + problem.beta * trial.sum() < before:
             return trial
     return start
-
-
-def _merged(network: _Neurons, cosine: float) -> _Neurons:
-    S, U, leaders = merge(network.S, network.U, network.owner, cosine)
-    return _Neurons(S, U, network.owner[leaders], network.values[leaders])
-
-
-def _joined(network: _Neurons, newcomers: _Neurons) -> _Neurons:
-    """Add directions of new arrangements or outputs, as small neurons."""
-    known = (newcomers.owner[:, None] == network.owner) & (newcomers.U @ network.U.T > 1 - 1e-9)
-    new = newcomers.take(np.flatnonzero(~known.any(axis=1)))
-    size = 1e-2 * np.linalg.norm(network.S, axis=0).mean() if len(network.U) else 1e-2
-    return network.with_(_Neurons(size * new.S, new.U, new.owner, new.values))
-
-
-def _solved(
-    problem: Problem, patterns: NDArray, network: _Neurons, accuracy: float
-) -> tuple[_Neurons, NDArray]:
-    """Solve within the cones in use, drop those that the optimum does without, and give the dual point."""
-    if len(network.U) == 0:
-        return network, problem.feasible(problem.zero.R)
-    D = patterns[:, network.owner]
-    S, R = solve_over_arrangements(problem, D, network.U, network.S, tol=accuracy, max_iter=80)
-    used = without_negligible(S, network.U, 1e-9)
-    # The method keeps the constraints to its tolerance; the projection keeps them to rounding.
-    S = ConeProjector(problem.A, D[:, used]).project(S[:, used], np.arange(np.count_nonzero(used)))
-    kept = network.take(np.flatnonzero(used))
-    return _Neurons(S, kept.U, kept.owner, kept.values).take(np.linalg.norm(S, axis=0) > 0), R
-
-
-class _SignPrices:
-    """One output: the dual constraints of all arrangements, for both signs of the output weight."""
-
-    exact = True
-
-    def __init__(self, problem: Problem, patterns: NDArray) -> None:
-        self._problem, self._patterns = problem, patterns
-        self._projector = ConeProjector(problem.A, np.hstack([patterns, patterns]))
-
-    def confirmed(self, R: NDArray, network: _Neurons) -> _Neurons:
-        """The same, for they are exact."""
-        return self.at(R, network)
-
-    def at(self, R: NDArray, network: _Neurons) -> _Neurons:
-        """Dual values, of those above beta exact, with the directions that attain them."""
-        del network
-        n_arrangements = self._patterns.shape[1]
-        gradients = (self._problem.A * R).T @ self._patterns
-        cones = np.flatnonzero(np.tile(np.linalg.norm(gradients, axis=0) > self._problem.beta, 2))
-        owner, signs = cones % n_arrangements, np.where(cones < n_arrangements, 1.0, -1.0)
-        S = self._projector.project(gradients[:, owner] * signs, cones, self._problem.beta)
-        values = np.linalg.norm(S, axis=0)
-        return _Neurons(S / np.where(values > 0, values, 1.0), signs[:, None], owner, values)
-
-
-class _DirectionPrices:
-    """Several outputs: alternation between the neuron and its output direction."""
-
-    exact = False
-
-    def __init__(self, problem: Problem, patterns: NDArray) -> None:
-        self._problem, self._patterns = problem, patterns
-        self._quick = self._prepared(_Effort(n_starts=2, n_steps=3, hopeful=0.8))
-
-    def _prepared(self, effort: _Effort) -> _Climb:
-        n_starts = min(effort.n_starts, self._problem.n_outputs, self._problem.A.shape[1])
-        owner = np.repeat(np.arange(self._patterns.shape[1]), 2 * n_starts)
-        return _Climb(effort, n_starts, owner, ConeProjector(self._problem.A, self._patterns[:, owner]))
-
-    def at(self, R: NDArray, network: _Neurons) -> _Neurons:
-        """Local maxima of the dual values, from singular vectors and from the neurons in use."""
-        return self._search(R, network, self._quick)
-
-    def confirmed(self, R: NDArray, network: _Neurons) -> _Neurons:
-        """The same by a longer search, before a bound is believed."""
-        return self._search(R, network, self._prepared(_Effort(n_starts=4, n_steps=10, hopeful=0.5)))
-
-    def _search(self, R: NDArray, network: _Neurons, climb: _Climb) -> _Neurons:
-        # Of shape (arrangements, rank + 1, outputs).
-        M = np.stack([(self._problem.A * r[:, None]).T @ self._patterns for r in R.T], axis=-1)
-        M = M.transpose(1, 0, 2)
-        _, spectral, right = np.linalg.svd(M, full_matrices=False)
-        starts = right[:, : climb.n_starts]
-        U = np.concatenate([starts, -starts], axis=1).reshape(-1, R.shape[1])
-        # No neuron of an arrangement whose spectral norm is at most beta violates its constraint.
-        feasible = spectral[climb.owner, 0] <= self._problem.beta
-        cones = np.flatnonzero(~feasible)
-        found = self._climbed(climb.projector, M, U[cones], climb.owner[cones], cones, climb.effort)
-        if len(network.U) == 0:
-            return found
-        projector = ConeProjector(self._problem.A, self._patterns[:, network.owner])
-        cones = np.arange(len(network.U))
-        return found.with_(self._climbed(projector, M, network.U, network.owner, cones, climb.effort))
-
-    def _climbed(
-        self,
-        projector: ConeProjector,
-        M: NDArray,
-        U: NDArray,
-        owner: NDArray,
-        cones: NDArray,
-        effort: _Effort,
-    ) -> _Neurons:
-        level = effort.hopeful * self._problem.beta
-        for _ in range(effort.n_steps):
-            S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, level)
-            hopeful = np.linalg.norm(S, axis=0) > level
-            S, owner, cones = S[:, hopeful], owner[hopeful], cones[hopeful]
-            image = np.einsum("jqc,qj->jc", M[owner], S)
-            U = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), np.finfo(float).tiny)
-        S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, self._problem.beta)
-        values = np.linalg.norm(S, axis=0)
-        return _Neurons(S / np.where(values > 0, values, 1.0), U, owner, values)
-
-
-@dataclass(frozen=True)
-class _Effort:
-    """Output directions of each sign to start from, steps, and the share of beta below which to give up."""
-
-    n_starts: int
-    n_steps: int
-    hopeful: float
-
-
-@dataclass(frozen=True)
-class _Climb:
-    effort: _Effort
-    n_starts: int
-    owner: NDArray
-    projector: ConeProjector

@@ -29,7 +29,7 @@ from skcvxbn.solvers.norm_terms import NormMove, NormTerm
 
 _TO_BOUNDARY = 0.995
 # Distance of the first point from its bounds, as a share of the largest neuron.
-_INSIDE = 0.1
+_INSIDE = 0.01
 # Centrality correctors: how many, how much longer a step each aims at, and how much longer it must be.
 _CORRECTORS, _AIM, _LEAST_GAIN = 3, 0.3, 0.01
 # Products of slack and multiplier outside this band around their target are drawn to its edges.
@@ -40,7 +40,7 @@ _NORM_WEIGHT = 10.0
 _LEAST_PRODUCTS = 0.1
 # Accuracy of the Newton directions, in shares of the gap and between these limits.
 _SOLVE_ACCURACY, _LEAST_ACCURATE, _MOST_ACCURATE = 1e-6, 1e-6, 1e-14
-# The method ends after so many steps that lower the error by less: floating point has reached its limits.
+# The method ends when so many steps together lower the error by less: floating point has reached its limits.
 _PATIENCE, _PROGRESS = 10, 0.9
 # Curvature added in all directions, next to F^T F with blocks of norm at most one: along a neuron the norm is
 # linear, and without it the inverse of a block overflows what the solution of the system can cancel.
@@ -133,10 +133,14 @@ def solve_over_arrangements(
     sign = 2 * D - 1
     system = NewtonSystem(problem, D, U)
     point = best = _starting_point(problem, system, sign, S)
-    least, patience = math.inf, _PATIENCE
+    least = reference = math.inf
+    patience = _PATIENCE
     for _ in range(max_iter):
         state = _State.at(system, sign, point)
-        patience = _PATIENCE if state.error < _PROGRESS * least else patience - 1
+        patience -= 1
+        if state.error < _PROGRESS * reference:
+            # Many short steps are progress too.
+            reference, patience = state.error, _PATIENCE
         if state.error < least:
             best, least = point, state.error
         if least <= tol or patience == 0:

@@ -26,7 +26,8 @@ from skcvxbn.solvers.base import Problem
 # Eigenvalues below this are left to conjugate gradients, and those above it too where they are too many.
 _SMALL_EIGENVALUE = 1.0
 _LARGEST_FACTOR = 800
-# With one output the factor can have as many rows as the data instead, which this many may be.
+# The factor can have as many rows as the data have outputs instead; with one output this many. It is the more
+# exact one: softly held directions next to large curvatures cost the other digits.
 _LARGEST_ROWS = 2000
 _MAX_ITER = 100
 
@@ -159,10 +160,10 @@ class FactorisedSystem:
         H = system.A @ (Q[neuron, :, index] * np.sqrt(eigenvalues[neuron, index])[:, None]).T
         H *= system.D[:, neuron]
         U = system.U[neuron]
-        if U.shape[1] == 1 and len(neuron) > len(H):
-            columns = self._columns(H)
+        if len(neuron) > len(H) * U.shape[1] and _keeps_rows(system.problem):
+            columns = self._columns(H, U)
             rows = _factor(columns @ columns.T)
-            return lambda R: linalg.cho_solve(rows, R, check_finite=False)
+            return lambda R: linalg.cho_solve(rows, R.ravel(), check_finite=False).reshape(R.shape)
         gram = curvature.gram(H, U)
         if self._bias is not None:
             cross = curvature.cross(self._bias, H, U)
@@ -176,29 +177,41 @@ class FactorisedSystem:
 
         return precondition
 
-    def _columns(self, H: NDArray) -> NDArray:
-        """Columns of ``K`` for one output and the columns `H` of ``F``; their signs are of no matter."""
-        H = self._curvature.root_transposed(H)
+    def _columns(self, H: NDArray, U: NDArray) -> NDArray:
+        """Columns of ``K`` for the columns ``h_j u_j^T`` of ``F``, each of length n_samples * n_outputs."""
+        n_outputs = U.shape[1]
+        # The transposed root is a matrix for every row, whose columns are the images of the units.
+        units = (np.broadcast_to(unit, (len(H), n_outputs)) for unit in np.eye(n_outputs, dtype=H.dtype))
+        root = np.stack([self._curvature.root_transposed(unit) for unit in units], axis=-1)
+        columns = ((root @ U.T) * H[:, None, :]).reshape(len(H) * n_outputs, len(U))
         if self._bias is None:
-            return H
-        direction = self._curvature.root_transposed(self._bias[:, None])[:, 0]
-        return H - np.outer(direction, self._inverse_along[0, 0] * (direction @ H))
+            return columns
+        reached = (root * self._bias[:, None, None]).reshape(len(columns), n_outputs)
+        return columns - reached @ (self._inverse_along @ (reached.T @ columns))
 
 
 def work_of_system(problem: Problem, n_neurons: int) -> float:
     """Multiplications to factorise the system and solve it for the directions of one step, roughly."""
     n_samples, rank = problem.shape
     part = _largest_part(problem, rank * n_neurons)
-    smaller = min(part, n_samples) if problem.n_outputs == 1 else part
-    factor = 0.5 * n_samples * part * smaller + smaller**3 / 6
+    rows = n_samples * problem.n_outputs
+    if part > rows and _keeps_rows(problem):
+        factor = 0.5 * part * rows**2 + rows**3 / 6
+    else:
+        factor = 0.5 * n_samples * part**2 + part**3 / 6
     return factor + _ITERATIONS_PER_STEP * 2.0 * n_samples * rank * n_neurons
 
 
 def _largest_part(problem: Problem, unknowns: int) -> int:
     """How many directions the preconditioner may keep."""
-    if problem.n_outputs == 1 and problem.shape[0] <= _LARGEST_ROWS:
-        return unknowns
-    return min(unknowns, _LARGEST_FACTOR)
+    return unknowns if _keeps_rows(problem) else min(unknowns, _LARGEST_FACTOR)
+
+
+def _keeps_rows(problem: Problem) -> bool:
+    """Whether the factor may have as many rows as the data have outputs."""
+    if problem.n_outputs == 1:
+        return problem.shape[0] <= _LARGEST_ROWS
+    return problem.shape[0] * problem.n_outputs <= _LARGEST_FACTOR
 
 
 def _conjugate_gradients(

@@ -1,4 +1,7 @@
-"""The reference program for every loss: values by definition, optimal intercepts, weights, and descents."""
+"""The reference program for every loss: values by definition, optimal intercepts, weights, and descents.
+
+And the solver over fixed arrangements against it, for every loss.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from sklearn import metrics
 
 from skcvxbn import losses
 from skcvxbn.arrangements import enumerate_arrangements
+from skcvxbn.solvers import solve as solve_network
+from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 from skcvxbn.whitening import whiten
 
@@ -33,6 +38,10 @@ class Kind:
 
 def numbers(y):
     return y[:, None]
+
+
+def two_numbers(y):
+    return np.column_stack([y, np.abs(y) - 0.5])
 
 
 def signs(y):
@@ -88,8 +97,11 @@ KINDS = {
         lambda y: 2 * classes(y) - 1,
         lambda Y, f, w: w @ np.maximum(1 - Y * f, 0).sum(axis=1),
     ),
+    "two absolute errors": Kind(
+        losses.absolute_error, two_numbers, lambda Y, f, w: w @ np.abs(f - Y).sum(axis=1)
+    ),
 }
-SEVERAL = ("softmax", "one hinge a class")
+SEVERAL = ("softmax", "one hinge a class", "two absolute errors")
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,27 @@ def test_the_dual_point_is_feasible_and_has_the_value(problem):
         F = size * rng.standard_normal(problem.Y.shape)
         value = problem.kind.value(problem.Y, F / np.sqrt(problem.weight)[:, None], problem.weight)
         assert result.lower_bound <= value + np.vdot(result.dual, F)
+
+
+def test_the_solver_over_fixed_arrangements_agrees(problem, options):
+    reference, patterns = problem.result, enumerate_arrangements(problem.A)
+    loss = problem.kind.bind(problem.Y, problem.weight)
+    training = Problem(problem.A, loss, problem.beta, problem.fit_intercept)
+    solution = solve_network(training, options(1e-6), patterns=patterns, complete=True)
+    assert solution.converged
+    assert solution.message == ""
+    assert solution.objective == pytest.approx(reference.objective, rel=1e-5)
+    # The reference is feasible up to the tolerance of its solver, and several outputs up to directions.
+    assert solution.lower_bound <= reference.objective * (1 + 1e-8)
+    assert solution.objective >= reference.lower_bound * (1 - 1e-8)
+    shift = training.output(solution.S, solution.V).bias
+    assert solution.objective == pytest.approx(problem.value(solution.S, solution.V, shift), rel=1e-6)
+    # Every neuron lies in the cone of one of the arrangements.
+    margins = np.where(patterns.T[:, :, None], 1, -1) * (problem.A @ solution.S)
+    margins = margins / np.linalg.norm(solution.S, axis=0)
+    assert (margins.min(axis=1).max(axis=0) >= -1e-11).all()
+    # The dual point is in the domain of its objective.
+    assert loss.largest_multiple(solution.R) >= 1 - 1e-12
 
 
 @pytest.mark.parametrize("smooth", ["squared error", "huber", "squared hinge", "logistic", "softmax"])

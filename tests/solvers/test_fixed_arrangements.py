@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
+from skcvxbn import ConvexBNClassifier, ConvexBNRegressor
 from skcvxbn.arrangements import sampled_arrangements
-from skcvxbn.losses import LinearQuadratic
+from skcvxbn.losses import LinearQuadratic, absolute_error, hinge, pinball
+from skcvxbn.solvers import solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
@@ -123,6 +126,44 @@ def test_the_gap_closes_to_a_millionth(ratio, n, options):
     assert solution.converged
     assert 0 <= solution.objective - solution.lower_bound <= 1e-6 * solution.objective
     assert solution.certificate == "restricted"
+
+
+@pytest.mark.parametrize("make", [absolute_error, partial(pinball, quantile=0.8), hinge])
+@pytest.mark.parametrize("ratio", [0.3, 0.03])
+def test_kinks_do_not_keep_the_gap_open(ratio, make, options):
+    problem, patterns = instance(n=100, d=5, n_arrangements=100)
+    target = np.sign(problem.loss.target) if make is hinge else problem.loss.target
+    problem = replace(problem, loss=make(target, np.ones(100)))
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
+    solution = solve(problem, options(1e-6), patterns=patterns)
+    assert solution.converged
+    assert 0 <= solution.objective - solution.lower_bound <= 1e-6 * solution.objective
+    assert_feasible(problem, patterns, solution.S)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("arrangements", ["enumerated", "sampled"])
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "absolute_error", "pinball"])
+@pytest.mark.filterwarnings("error")
+def test_regressors_reach_their_tolerance_without_a_warning(loss, arrangements, n_outputs):
+    # Several outputs take longer.
+    X = np.random.default_rng(0).standard_normal((20 if n_outputs == 1 else 12, 2))
+    Y = np.column_stack([np.sin(2 * X[:, 0]), np.abs(X[:, 1])])[:, :n_outputs]
+    model = ConvexBNRegressor(loss=loss, arrangements=arrangements, tol=1e-5, max_iter=50, random_state=0)
+    model.set_params(beta_ratio=0.01 if n_outputs == 1 else 0.1).fit(X, Y)
+    assert 0 <= model.dual_gap_ <= 1e-5 * model.objective_
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("arrangements", ["enumerated", "sampled"])
+@pytest.mark.parametrize("loss", ["squared_error", "log_loss", "squared_hinge", "hinge"])
+@pytest.mark.filterwarnings("error")
+def test_classifiers_reach_their_tolerance_without_a_warning(loss, arrangements, n_classes):
+    X = np.random.default_rng(0).standard_normal((20 if n_classes == 2 else 12, 2))
+    y = np.digitize(X[:, 0] * X[:, 1], [-0.2, 0.3][: n_classes - 1])
+    model = ConvexBNClassifier(loss=loss, arrangements=arrangements, tol=1e-5, max_iter=50, random_state=0)
+    model.set_params(beta_ratio=0.01 if n_classes == 2 else 0.1).fit(X, y)
+    assert 0 <= model.dual_gap_ <= 1e-5 * model.objective_
 
 
 def test_the_zoo_agrees_with_the_reference(case, options):

@@ -1,0 +1,89 @@
+"""Prices of arrangements against their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import lsq_linear
+
+from skcvxbn.arrangements import enumerate_arrangements
+from skcvxbn.losses import LinearQuadratic
+from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.owned_neurons import OwnedNeurons
+from skcvxbn.solvers.prices import prices_of
+from skcvxbn.whitening import whiten
+
+
+def instance(n_outputs=1, beta=0.2, seed=0):
+    rng = np.random.default_rng([n_outputs, seed])
+    A = whiten(rng.standard_normal((10, 2))).A
+    problem = Problem(A, LinearQuadratic(rng.standard_normal((10, n_outputs)), 1.0), beta, False)
+    return problem, enumerate_arrangements(A), problem.zero.R
+
+
+def dual_value(problem, on, target):
+    """Largest product of the target and a unit vector of the cone: its distance from the polar cone."""
+    cone = np.where(on, 1.0, -1.0)[:, None] * problem.A
+    return np.sqrt(2 * lsq_linear(-cone.T, target, (0, np.inf), method="bvls").cost)
+
+
+def assert_attained(problem, patterns, R, priced):
+    """Every priced neuron lies in its cone and has the dual value that it is as long as."""
+    used = priced.take(np.flatnonzero(priced.sizes > problem.beta))
+    assert len(used)
+    directions = used.S / used.sizes
+    margins = np.where(patterns[:, used.owner], 1, -1) * (problem.A @ directions)
+    assert margins.min() >= -1e-10
+    values = ((R.T @ (patterns[:, used.owner] * (problem.A @ directions))) * used.U.T).sum(axis=0)
+    np.testing.assert_allclose(values, used.sizes, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_output_is_priced_exactly(seed):
+    problem, patterns, R = instance(seed=seed)
+    prices = prices_of(problem, patterns)
+    assert prices.exact
+    priced = prices.at(R, OwnedNeurons.none(problem))
+    assert_attained(problem, patterns, R, priced)
+    found = {
+        (int(owner), float(u[0])): size
+        for owner, u, size in zip(priced.owner, priced.U, priced.sizes, strict=True)
+    }
+    for i, on in enumerate(patterns.T):
+        for sign in (1.0, -1.0):
+            value = dual_value(problem, on, sign * problem.A.T @ (on * R[:, 0]))
+            # What is not above beta is not priced, or too high but not above beta.
+            assert max(found.get((i, sign), 0.0), problem.beta) == pytest.approx(max(value, problem.beta))
+
+
+@pytest.mark.parametrize("n_outputs", [2, 3])
+def test_several_outputs_are_searched(n_outputs):
+    problem, patterns, R = instance(n_outputs)
+    prices = prices_of(problem, patterns)
+    assert not prices.exact
+    none = OwnedNeurons.none(problem)
+    quick, confirmed = prices.at(R, none), prices.confirmed(R, none)
+    for priced in (quick, confirmed):
+        assert_attained(problem, patterns, R, priced)
+    assert confirmed.sizes.max() >= quick.sizes.max() * (1 - 1e-12)
+    # No unit vector of a dense sample violates its constraint more.
+    s = np.random.default_rng(0).standard_normal((3, 20_000))
+    values = np.linalg.norm(R.T @ problem.hidden(s / np.linalg.norm(s, axis=0)), axis=0)
+    assert values.max() <= confirmed.sizes.max() * (1 + 1e-9)
+    assert values.max() >= confirmed.sizes.max() * 0.99
+
+
+def test_neurons_in_use_are_priced_too():
+    problem, patterns, R = instance(2)
+    prices = prices_of(problem, patterns)
+    best = prices.confirmed(R, OwnedNeurons.none(problem))
+    best = best.take(best.sizes.argmax(keepdims=True))
+    assert prices.at(R, best).sizes.max() >= best.sizes.max() * (1 - 1e-12)
+
+
+def test_a_feasible_dual_point_has_no_price_above_beta():
+    problem, patterns, R = instance()
+    none = OwnedNeurons.none(problem)
+    largest = prices_of(problem, patterns).at(R, none).sizes.max()
+    feasible = prices_of(problem, patterns).at(0.999 * problem.beta / largest * R, none)
+    assert feasible.sizes.max(initial=0.0) <= problem.beta
