@@ -15,6 +15,7 @@ from sklearn.utils import check_array, check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, validate_params
+from skcvxbn.backend import Backend, resolve, within_memory
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.solvers import Options, solve
 from skcvxbn.targets import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, class_targets, regression_targets
@@ -26,8 +27,11 @@ _PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
     "loss": [StrOptions({*REGRESSION_LOSSES, *CLASSIFICATION_LOSSES})],
     "epsilon": [Interval(Real, 0.0, np.inf, closed="neither")],
     "quantile": [Interval(Real, 0.0, 1.0, closed="neither")],
+    "shrinkage": [Interval(Real, 0.0, 1.0, closed="left")],
     "fit_intercept": ["boolean"],
     "sample_weight": ["array-like", None],
+    "backend": [StrOptions({"numpy", "torch"})],
+    "device": [str, None],
 }
 
 
@@ -39,8 +43,11 @@ def beta_max(
     loss: str = "squared_error",
     epsilon: float = 1.35,
     quantile: float = 0.5,
+    shrinkage: float = 0.0,
     fit_intercept: bool = True,
     sample_weight: ArrayLike | None = None,
+    backend: str = "numpy",
+    device: str | None = None,
 ) -> float:
     """Smallest weight decay whose optimal network is zero or, with an intercept, constant.
 
@@ -64,10 +71,17 @@ def beta_max(
         Error from which on the loss "huber" is linear.
     quantile : float, default=0.5
         Quantile of the loss "pinball".
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out, as in the estimators.
     fit_intercept : bool, default=True
         Whether the network has an unpenalised output bias.
     sample_weight : array-like of shape (n_samples,), default=None
         Nonnegative weights; rows of weight zero are left out.
+    backend : {"numpy", "torch"}, default="numpy"
+        Array library that computes it, as in the estimators.
+    device : str, default=None
+        Where PyTorch does: "cpu", "cuda" or "cuda:k".
 
     Returns
     -------
@@ -95,7 +109,11 @@ def beta_max(
     >>> ConvexBNRegressor(beta=1.01 * limit).fit(X, y).n_neurons_
     0
     """
-    return _training(X, y, loss, epsilon, quantile, fit_intercept, sample_weight).beta_max
+    place = resolve(backend, device)
+    with within_memory(place):
+        return _training(
+            X, y, loss, epsilon, quantile, shrinkage, fit_intercept, sample_weight, place
+        ).beta_max
 
 
 class RegularizationPath(NamedTuple):
@@ -153,6 +171,7 @@ def convex_bn_path(
     loss: str = "squared_error",
     epsilon: float = 1.35,
     quantile: float = 0.5,
+    shrinkage: float = 0.0,
     fit_intercept: bool = True,
     sample_weight: ArrayLike | None = None,
     max_neurons: int | None = None,
@@ -160,6 +179,8 @@ def convex_bn_path(
     max_iter: int = 20,
     max_time: float | None = None,
     search_starts: int = 512,
+    backend: str = "numpy",
+    device: str | None = None,
     random_state: int | np.random.RandomState | None = None,
     verbose: int = 0,
 ) -> RegularizationPath:
@@ -187,6 +208,9 @@ def convex_bn_path(
         Error from which on the loss "huber" is linear.
     quantile : float, default=0.5
         Quantile of the loss "pinball".
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out, as in the estimators.
     fit_intercept : bool, default=True
         Whether the network has an unpenalised output bias.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -202,6 +226,10 @@ def convex_bn_path(
         no limit.
     search_starts : int, default=512
         Random starting points of the last search behind each lower bound.
+    backend : {"numpy", "torch"}, default="numpy"
+        Array library that trains the networks, as in the estimators.
+    device : str, default=None
+        Where PyTorch does: "cpu", "cuda" or "cuda:k".
     random_state : int, RandomState instance or None, default=None
         Source of the starting points.
     verbose : int, default=0
@@ -243,7 +271,7 @@ def convex_bn_path(
            [0.52380952]])
     """
     deadline = math.inf if max_time is None else time.monotonic() + max_time
-    training = _training(X, y, loss, epsilon, quantile, fit_intercept, sample_weight)
+    place = resolve(backend, device)
     options = Options(
         tol=tol,
         max_iter=max_iter,
@@ -253,7 +281,24 @@ def convex_bn_path(
         verbose=int(verbose),
         deadline=deadline,
     )
-    grid = _grid(betas, eps, training.beta_max)
+    with within_memory(place):
+        training = _training(X, y, loss, epsilon, quantile, shrinkage, fit_intercept, sample_weight, place)
+        path, n_open = _trained(training, _grid(betas, eps, training.beta_max), options)
+    if n_open:
+        warnings.warn(
+            f"convex_bn_path stopped at a relative gap above tol={tol:g} for {n_open} of {len(path.betas)} "
+            "weight decays; see dual_gaps. The networks and their gaps are valid. To close the gaps, raise "
+            "max_iter or tol, or end the path at a larger weight decay.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    return path
+
+
+def _trained(
+    training: Training, grid: NDArray[np.float64], options: Options
+) -> tuple[RegularizationPath, int]:
+    """Train the networks of a path; the number of gaps that stayed open comes second."""
     networks, objectives, lower_bounds = [], np.empty(len(grid)), np.empty(len(grid))
     start, n_open = None, 0
     for i, beta in enumerate(grid):
@@ -263,15 +308,7 @@ def convex_bn_path(
         objectives[i] = training.objective(networks[i], beta)
         lower_bounds[i] = min(solution.lower_bound, objectives[i])
         n_open += not solution.converged
-    if n_open:
-        warnings.warn(
-            f"convex_bn_path stopped at a relative gap above tol={tol:g} for {n_open} of {len(grid)} weight "
-            "decays; see dual_gaps. The networks and their gaps are valid. To close the gaps, raise "
-            "max_iter or tol, or end the path at a larger weight decay.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-    return RegularizationPath(grid, networks, objectives, lower_bounds)
+    return RegularizationPath(grid, networks, objectives, lower_bounds), n_open
 
 
 def log_grid(n: int, eps: float) -> NDArray[np.float64]:
@@ -308,8 +345,10 @@ def _training(
     loss: str,
     epsilon: float,
     quantile: float,
+    shrinkage: float,
     fit_intercept: bool,
     sample_weight: ArrayLike | None,
+    backend: Backend,
 ) -> Training:
     """Validate data and state the training problem, as `fit` of the estimators does."""
     numeric = loss in REGRESSION_LOSSES
@@ -329,4 +368,4 @@ def _training(
                 f"not count), but the data contains only one class: {classes.tolist()[0]!r}."
             )
         targets = class_targets(codes, len(classes), loss)
-    return prepare(rows, targets, weight, fit_intercept=fit_intercept)
+    return prepare(rows, targets, weight, fit_intercept=fit_intercept, shrinkage=shrinkage, backend=backend)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_memory
 
+from skcvxbn.arrays import Rows, inner, like, numpy_dtype
+from skcvxbn.backend import NUMPY, Backend
 from skcvxbn.losses import LossFunction
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.recovery import network_to_whitened, recover_network
@@ -38,9 +42,11 @@ class Training:
     offset : ndarray of shape (n_outputs,)
         What was subtracted from the targets, and is to be added to the output.
     problem : Problem
-        Problem (N) in these coordinates, with a weight decay of one.
+        Problem (N) in these coordinates, with a weight decay of one, in NumPy.
     beta_max : float
         The smallest weight decay whose optimal network has no neuron.
+    backend : Backend
+        Where it is solved.
     """
 
     X: NDArray[Any]
@@ -51,10 +57,16 @@ class Training:
     offset: Floats
     problem: Problem
     beta_max: float
+    backend: Backend
+
+    @cached_property
+    def placed(self) -> Problem:
+        """The problem where it is solved."""
+        return self.problem.on(self.backend)
 
     def at(self, beta: float) -> Problem:
-        """Return the problem with a weight decay."""
-        return replace(self.problem, beta=float(beta))
+        """Return the problem with a weight decay, where it is solved."""
+        return replace(self.placed, beta=float(beta))
 
     def network(self, solution: Solution) -> BatchNormNetwork:
         """Return the network of a solution, on the features."""
@@ -82,7 +94,9 @@ def prepare(
     *,
     fit_intercept: bool,
     n_components: int | float | None = None,
+    shrinkage: float = 0.0,
     memory: Any = None,
+    backend: Backend = NUMPY,
 ) -> Training:
     """Merge equal rows, whiten them and state the training problem.
 
@@ -99,8 +113,12 @@ def prepare(
     n_components : int, float or None
         How many of the leading singular directions of the centred rows to keep, as in `SVDTruncation`.
         None keeps all.
+    shrinkage : float
+        Share of the variance of the standardised features that the coordinates leave out.
     memory : str, object with the joblib.Memory interface or None
-        Where the whitened rows and `beta_max` are cached.
+        Where the whitened rows and `beta_max` are cached, in NumPy.
+    backend : Backend
+        Where they are computed, and networks trained.
 
     Returns
     -------
@@ -121,27 +139,33 @@ def prepare(
     """
     memory = check_memory(memory)
     X, Y, weight = _distinct_rows(X, targets.Y, weight)
-    whitening = memory.cache(whiten)(X, weight)
     if n_components is not None:
-        X, whitening = whitening.truncated(X, weight, n_components)
-    offset = _mean(Y, weight) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
-    problem = Problem(whitening.A, targets.loss(Y - offset, weight), 1.0, fit_intercept)
+        X, whitening = memory.cache(whiten)(X, weight, 0.0, backend).truncated(X, weight, n_components)
+    if n_components is None or shrinkage > 0:
+        whitening = memory.cache(whiten)(X, weight, shrinkage, backend)
+    rows = backend.rows
+    offset = _mean(Y, weight, rows) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
+    loss = replace(targets.loss(Y - offset, weight), rows=rows)
+    problem = Problem(whitening.A, loss, 1.0, fit_intercept)
     # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
-    constant = replace(problem, A=np.sqrt(weight / weight.sum())[:, None])
-    beta_max = memory.cache(largest_beta)(whitening.A, constant.feasible(constant.zero.R))
-    return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max))
+    constant = replace(problem, A=np.sqrt(weight / whitening.n_rows)[:, None])
+    beta_max = memory.cache(largest_beta)(whitening.A, constant.feasible(constant.zero.R), backend)
+    return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max), backend)
 
 
-def largest_beta(A: NDArray, target: NDArray) -> float:
+def largest_beta(A: NDArray, target: NDArray, backend: Backend = NUMPY) -> float:
     """`beta_max` in whitened coordinates: ``max ||target^T (A s)_+||`` over unit ``s``."""
-    size = float(np.linalg.norm(target))
+    rows = backend.rows
+    size = math.sqrt(*rows.totals(inner(target, target)))
     if size == 0:
         return 0.0
+    A, R = backend.array(A), backend.array((target / size).astype(A.dtype))
     # The maxima at a target are few and wide: on large data a short search from few points finds them.
-    stages = THOROUGH if affordable_starts(A, THOROUGH) >= _STARTS else QUICK
-    n_starts = min(_STARTS, affordable_starts(A, stages))
-    S, U = random_starts(A.shape[1], target.shape[1], n_starts, np.random.RandomState(0))
-    return size * search(A, target / size, S.astype(A.dtype), U.astype(A.dtype), stages=stages).largest
+    stages = THOROUGH if affordable_starts(A, THOROUGH, rows=rows) >= _STARTS else QUICK
+    n_starts = min(_STARTS, affordable_starts(A, stages, rows=rows))
+    random = random_starts(A.shape[1], R.shape[1], n_starts, np.random.RandomState(0))
+    S, U = (like(M.astype(numpy_dtype(A)), A) for M in random)
+    return size * search(A, R, S, U, stages=stages, rows=rows).largest
 
 
 def positive_rows(X: NDArray[Any], y: NDArray[Any], weight: Floats) -> tuple[NDArray[Any], ...]:
@@ -168,6 +192,8 @@ def _distinct_rows(X: NDArray[Any], Y: Floats, weight: Floats) -> tuple[NDArray[
     return X[first], Y[first], np.bincount(inverse, weights=weight).astype(np.float64)
 
 
-def _mean(Y: Floats, weight: Floats) -> Floats:
+def _mean(Y: Floats, weight: Floats, rows: Rows) -> Floats:
+    sums, (n_rows,) = rows.total(weight @ Y), rows.totals(weight.sum())
+    highest, lowest = rows.largest(np.stack([Y.max(axis=0), -Y.min(axis=0)]))
     # Clipped, because rounding can put the mean of a constant beside it: its targets are then exactly zero.
-    return np.clip(np.average(Y, axis=0, weights=weight), Y.min(axis=0), Y.max(axis=0))
+    return np.clip(sums / n_rows, -lowest, highest)

@@ -118,7 +118,7 @@ def _with_newcomers(
     violating = found.take(
         np.flatnonzero(found.values > problem.beta * (1 + 1e-3 * options.tol))[:_NEWCOMERS]
     )
-    joined = neurons.joined(problem, worst).joined(problem, violating).merged()
+    joined = neurons.joined(problem, worst).joined(problem, violating).merged(problem)
     accuracy = (options.tol * problem.beta) ** 2 / (2 * neurons.objective)
     S, R = solve_over_arrangements(
         problem, joined.patterns, joined.U, joined.S, tol=float(np.clip(accuracy, 1e-13, 1e-6))

@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skcvxbn._sklearn import HasMethods, Interval, StrOptions
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
+from skcvxbn.backend import Backend, resolve
 from skcvxbn.certificates import prove
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.solvers import Options, Solution, solve
@@ -33,6 +34,8 @@ _LARGEST_PROVABLE_RANK = 10
 
 # Weight decay as a share of the one that leaves no neuron, when the user chooses none.
 DEFAULT_BETA_RATIO = 0.01
+# Shrinkage of the classifiers, when the user leaves the strength of the regularization to the library.
+DEFAULT_SHRINKAGE = 0.2
 
 
 class NetworkEstimator(BaseEstimator):
@@ -61,6 +64,7 @@ class ConvexBNEstimator(NetworkEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "beta": [Interval(Real, 0.0, np.inf, closed="neither"), None],
         "beta_ratio": [Interval(Real, 0.0, np.inf, closed="neither")],
+        "shrinkage": [Interval(Real, 0.0, 1.0, closed="left")],
         "fit_intercept": ["boolean"],
         "arrangements": [StrOptions({"generated", "sampled", "enumerated"}), "array-like"],
         "n_arrangements": [Interval(Integral, 1, None, closed="left")],
@@ -74,6 +78,8 @@ class ConvexBNEstimator(NetworkEstimator):
         "certificate_max_time": [Interval(Real, 0.0, None, closed="neither")],
         "warm_start": ["boolean"],
         "memory": [str, HasMethods(["cache"]), None],
+        "backend": [StrOptions({"numpy", "torch"})],
+        "device": [str, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -83,6 +89,7 @@ class ConvexBNEstimator(NetworkEstimator):
         *,
         beta: float | None = None,
         beta_ratio: float = DEFAULT_BETA_RATIO,
+        shrinkage: float | str = 0.0,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -96,11 +103,14 @@ class ConvexBNEstimator(NetworkEstimator):
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
         memory: Any = None,
+        backend: str = "numpy",
+        device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
         self.beta = beta
         self.beta_ratio = beta_ratio
+        self.shrinkage = shrinkage
         self.fit_intercept = fit_intercept
         self.arrangements = arrangements
         self.n_arrangements = n_arrangements
@@ -114,15 +124,17 @@ class ConvexBNEstimator(NetworkEstimator):
         self.certificate_max_time = certificate_max_time
         self.warm_start = warm_start
         self.memory = memory
+        self.backend = backend
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit(self, X: NDArray[Any], y: NDArray[Any], weight: Floats) -> None:
+    def _fit(self, X: NDArray[Any], y: NDArray[Any], weight: Floats, backend: Backend) -> None:
         """Train on validated rows of any weight."""
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, y, weight = positive_rows(X, y, weight)
         targets, weight = self._code(y, weight)
-        training = self._prepare(X, targets, weight)
+        training = self._prepare(X, targets, weight, backend)
         beta = self.beta_ratio * training.beta_max if self.beta is None else self.beta
         self._train(training, float(beta), deadline)
 
@@ -139,7 +151,12 @@ class ConvexBNEstimator(NetworkEstimator):
         """Code targets and weights of any rows as those of the last `_code`."""
 
     def _prepare(
-        self, X: NDArray[Any], targets: Targets, weight: Floats, n_components: int | float | None = None
+        self,
+        X: NDArray[Any],
+        targets: Targets,
+        weight: Floats,
+        backend: Backend,
+        n_components: int | float | None = None,
     ) -> Training:
         """State the training problem, or refuse it."""
         training = prepare(
@@ -148,7 +165,9 @@ class ConvexBNEstimator(NetworkEstimator):
             weight,
             fit_intercept=self.fit_intercept,
             n_components=n_components,
+            shrinkage=self._chosen_shrinkage,
             memory=self.memory,
+            backend=backend,
         )
         self._check_provable(training.whitening.rank, training.Y.shape[1])
         return training
@@ -168,7 +187,7 @@ class ConvexBNEstimator(NetworkEstimator):
             start=self._start(training),
         )
         if self.certificate == "exact" and solution.certificate != "exact":
-            solution = prove(problem, solution, options, max_time=self.certificate_max_time)
+            solution = prove(problem.host, solution, options, max_time=self.certificate_max_time)
 
         self.beta_, self.beta_max_ = beta, training.beta_max
         self.network_ = training.network(solution)
@@ -186,6 +205,12 @@ class ConvexBNEstimator(NetworkEstimator):
             self._warn_not_converged(solution)
 
     @property
+    def _chosen_shrinkage(self) -> float:
+        if self.shrinkage == "auto":
+            return DEFAULT_SHRINKAGE if self.beta is None else 0.0
+        return float(self.shrinkage)
+
+    @property
     def _generates(self) -> bool:
         return isinstance(self.arrangements, str) and self.arrangements == "generated"
 
@@ -198,14 +223,20 @@ class ConvexBNEstimator(NetworkEstimator):
     def _single_output(self) -> bool:
         """Whether outputs are numbers instead of rows."""
 
-    def _check_solver(self) -> None:
-        """Refuse combinations of parameters that are valid one by one."""
+    def _checked_backend(self) -> Backend:
+        """Refuse combinations of parameters that are valid one by one; return where to train."""
         if self.solver == "cvxpy" and self._generates:
             raise ValueError(
                 "solver='cvxpy' solves the convex program over given arrangements: it requires "
                 "arrangements='sampled', arrangements='enumerated' or an array of gate vectors of shape "
                 "(n_features, n_arrangements). Got arrangements='generated' instead."
             )
+        if self.backend != "numpy" and not self._generates:
+            raise ValueError(
+                f"backend={self.backend!r} trains over all arrangements: it requires "
+                "arrangements='generated'. For sampled, enumerated or given ones choose backend='numpy'."
+            )
+        return resolve(self.backend, self.device)
 
     def _check_provable(self, rank: int, n_outputs: int) -> None:
         """Refuse a proof that is impossible or hopeless, before any training."""

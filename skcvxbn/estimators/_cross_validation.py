@@ -21,6 +21,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.parallel import Parallel, delayed
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context, rows_of
+from skcvxbn.backend import Backend, within_memory
 from skcvxbn.estimators._base import ConvexBNEstimator
 from skcvxbn.path import decreasing, log_grid
 from skcvxbn.solvers import Solution, solve, solve_roughly
@@ -93,23 +94,23 @@ class CrossValidated(ConvexBNEstimator):
         ConvergenceWarning
             If the gap of the network is above `tol` after `max_iter` rounds. It is usable and its gap valid.
         """
-        self._check_solver()
+        backend = self._checked_backend()
         ratios, components = self._ratios(), self._components()
         split_params, score_params = self._routed(sample_weight, params)
-        with self._unchanged_on_failure():
+        with self._unchanged_on_failure(), within_memory(backend):
             for name in [name for name in vars(self) if name.endswith("_")]:
                 delattr(self, name)
             X, y = self._validate(X, y)
             weight = check_sample_weight(sample_weight, X)
             splits = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y, **split_params))
-            self._fit_best(_Search(X, y, weight, splits, ratios, components), score_params)
+            self._fit_best(_Search(X, y, weight, splits, ratios, components, backend), score_params)
         return self
 
     def _fit_best(self, search: _Search, score_params: dict[str, Any]) -> None:
         X, y, weight = positive_rows(search.X, search.y, search.weight)
         targets, weight = self._code(y, weight)
         # Before the folds are trained: what is refused here would be refused after them.
-        trainings = [self._prepare(X, targets, weight, k) for k in search.components]
+        trainings = [self._prepare(X, targets, weight, search.backend, k) for k in search.components]
         self._check_splits(search)
 
         self.cv_results_ = self._cross_validate(search, score_params)
@@ -238,6 +239,7 @@ class _Search:
     splits: list[Split]
     ratios: Floats
     components: list[Any]
+    backend: Backend
 
 
 def _path_scores(
@@ -255,7 +257,7 @@ def _path_scores(
     X, y, weight = positive_rows(search.X[train], search.y[train], search.weight[train])
     targets, weight = model._code(y, weight)
     clock = time.perf_counter()
-    training = model._prepare(X, targets, weight, n_components)
+    training = model._prepare(X, targets, weight, search.backend, n_components)
     held_out = search.X[test], search.y[test]
     params = rows_of(search.X, score_params, indices=test)
     model.n_features_in_ = X.shape[1]
@@ -280,7 +282,7 @@ def _solutions(
     # A constant target needs no neuron at any weight decay, but the solver needs one that is positive.
     betas = ratios * (training.beta_max or np.finfo(np.float64).resolution)
     if patterns is None:
-        yield from solve_roughly(training.problem, betas, options)
+        yield from solve_roughly(training.placed, betas, options)
         return
     for beta in betas:
         yield solve(

@@ -12,6 +12,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn.backend import within_memory
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import REGRESSION_LOSSES, Targets, regression_targets
 
@@ -56,6 +57,13 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         whose noise has a standard deviation of one.
     quantile : float, default=0.5
         Quantile that the loss "pinball" predicts, between 0 and 1.
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
+        directions in which the data hardly vary count as much as the others. With it, a neuron is divided
+        by the standard deviation that it would have if the features carried noise
+        (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
+        features are correlated, or about as many as the rows.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -103,6 +111,12 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         Where the whitened rows and `beta_max_` are cached: a folder, or what
         ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
         `tol`) then computes them once for each set of training rows. None caches nothing.
+    backend : {"numpy", "torch"}, default="numpy"
+        Array library that trains the network. "torch" needs PyTorch (``pip install torch``) and can train on
+        a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
+    device : str, default=None
+        Where PyTorch trains: "cpu", "cuda", or "cuda:1" for the second GPU. None is a GPU where there is one.
+        With NumPy it is None or "cpu".
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -135,10 +149,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     n_iter_ : int
         Number of rounds of the solver.
     rank_ : int
-        Dimension of the span of the centred training rows.
+        Dimension of the span of the centred training rows, or of what `shrinkage` keeps of it.
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
-        feature divided by its largest magnitude.
+        feature divided by its largest magnitude or, with `shrinkage`, by its standard deviation.
     intercept_ : float or ndarray of shape (n_outputs,)
         Output bias: a float for one-dimensional `y`. Zero without `fit_intercept`.
     n_features_in_ : int
@@ -197,6 +211,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         loss: str = "squared_error",
         epsilon: float = 1.35,
         quantile: float = 0.5,
+        shrinkage: float = 0.0,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -210,12 +225,15 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         certificate_max_time: float = 60.0,
         warm_start: bool = False,
         memory: Any = None,
+        backend: str = "numpy",
+        device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__(
             beta=beta,
             beta_ratio=beta_ratio,
+            shrinkage=shrinkage,
             fit_intercept=fit_intercept,
             arrangements=arrangements,
             n_arrangements=n_arrangements,
@@ -229,6 +247,8 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             certificate_max_time=certificate_max_time,
             warm_start=warm_start,
             memory=memory,
+            backend=backend,
+            device=device,
             random_state=random_state,
             verbose=verbose,
         )
@@ -264,10 +284,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        self._check_solver()
-        with self._unchanged_on_failure():
+        backend = self._checked_backend()
+        with self._unchanged_on_failure(), within_memory(backend):
             X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X))
+            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:

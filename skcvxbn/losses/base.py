@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from skcvxbn.arrays import Array, Rows, astype, namespace, positive_part, tiny
 from skcvxbn.losses.curvature import Curvature
-
-Array = NDArray[Any]
 
 # From targets of shape (n_samples, n_outputs) and the weights of the rows to the loss.
 LossFunction = Callable[[Array, Array], "Loss"]
@@ -29,6 +28,7 @@ class Box(NamedTuple):
     upper: Array
 
 
+@dataclass(frozen=True, eq=False)
 class Loss(ABC):
     r"""A convex loss, bound to the targets of the training rows.
 
@@ -39,17 +39,26 @@ class Loss(ABC):
 
     Attributes
     ----------
-    shape : tuple of int
-        Of the outputs, (n_samples, n_outputs).
-    quadratic : bool
-        Whether the curvature is the same everywhere.
-    box : Box or None
-        The conjugate, where it is a quadratic on a box.
+    rows : Rows
+        How to sum over the training rows.
     """
 
-    shape: tuple[int, int]
-    quadratic: bool = False
-    box: Box | None = None
+    rows: Rows = field(default_factory=Rows, kw_only=True)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape of the outputs."""
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether the curvature is the same everywhere."""
+        return False
+
+    @property
+    def box(self) -> Box | None:
+        """The conjugate, where it is a quadratic on a box."""
+        return None
 
     @abstractmethod
     def evaluate(self, F: Array) -> tuple[float, Array]:
@@ -103,9 +112,16 @@ class Loss(ABC):
     def scaled(self, output: float, value: float) -> Loss:
         """Return the same loss with outputs and values in other units."""
 
-    @abstractmethod
-    def astype(self, dtype: Any) -> Loss:
+    def astype(self, dtype: Any) -> Self:
         """Return the same loss in another precision."""
+        # A bound that overflows is none.
+        with np.errstate(over="ignore"):
+            return self.mapped(lambda M: astype(M, dtype))
+
+    def mapped(self, function: Callable[[Array], Array]) -> Self:
+        """Return the same loss with other arrays, made from its own one by one."""
+        own = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return replace(self, **{name: function(M) for name, M in own.items() if hasattr(M, "shape")})
 
     def smoothed(self, width: float) -> Loss:
         """Return the loss with kinks rounded so that its curvature is at most ``1 / width``.
@@ -134,6 +150,14 @@ class Loss(ABC):
         Of the positive and the negative part of a column the larger one is shortened, which stays in any box
         that holds zero.
         """
-        up, down = direction @ np.maximum(R, 0), direction @ np.maximum(-R, 0)
-        level, safe = np.minimum(up, down), np.finfo(R.dtype).tiny
-        return R * np.where(R > 0, level / np.maximum(up, safe), level / np.maximum(down, safe))
+        xp, safe = namespace(R), tiny(R)
+        sums = xp.stack([direction @ positive_part(R), direction @ positive_part(-R)])
+        up, down = self.rows.total(sums)
+        level = xp.minimum(up, down)
+        return R * xp.where(R > 0, level / xp.clip(up, min=safe), level / xp.clip(down, min=safe))
+
+
+def x_log_x(x: Array) -> Array:
+    """``x log(x)``, which is zero at zero."""
+    xp = namespace(x)
+    return xp.where(x > 0, x * xp.log(xp.where(x > 0, x, 1.0)), 0.0)

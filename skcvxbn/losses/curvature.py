@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from skcvxbn.arrays import Array, identity, namespace
 
 
 class Curvature(ABC):
@@ -79,7 +77,7 @@ class Diagonal(Curvature):
 
     def along(self, direction: Array, n_outputs: int) -> Array:
         """``E^T W E``."""
-        return np.diag(np.broadcast_to(direction**2 @ self.weights, (n_outputs,)))
+        return (direction**2 @ self.weights) * identity(n_outputs, self.weights)
 
     def cross(self, direction: Array, H: Array, U: Array) -> Array:
         """``E^T W`` times columns."""
@@ -133,7 +131,8 @@ class Categorical(Curvature):
         """``E^T W E``."""
         del n_outputs
         weighted = direction[:, None] ** 2 * self.scale * self.P
-        return np.diag(weighted.sum(axis=0)) - weighted.T @ self.P
+        sums = namespace(weighted).sum(weighted, axis=0)
+        return sums * identity(self.P.shape[1], self.P) - weighted.T @ self.P
 
     def cross(self, direction: Array, H: Array, U: Array) -> Array:
         """``E^T W`` times columns."""

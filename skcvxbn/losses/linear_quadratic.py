@@ -12,18 +12,27 @@ the box, the loss has kinks; a larger s rounds them off (Nesterov, 2005).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from skcvxbn.arrays import (
+    Array,
+    astype,
+    eps,
+    inner,
+    namespace,
+    numpy_dtype,
+    positive_part,
+    tiny,
+    to_numpy,
+    zeros,
+)
 from skcvxbn.losses._bias import monotone_roots
 from skcvxbn.losses.base import Box, Loss
 from skcvxbn.losses.curvature import Diagonal
-
-Array = NDArray[Any]
 
 # Where a loss has kinks, this much rounding, next to the spread of the targets, selects the dual point: of
 # all subgradients the shortest. In units of the root of the precision of the outputs: half of their digits
@@ -60,17 +69,17 @@ class LinearQuadratic(Loss):
     upper: Array | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """Shape of the outputs."""
         return self.target.shape[0], self.target.shape[1]
 
     @property
-    def quadratic(self) -> bool:  # type: ignore[override]
+    def quadratic(self) -> bool:
         """Whether there is no box."""
         return self.lower is None
 
     @property
-    def box(self) -> Box | None:  # type: ignore[override]
+    def box(self) -> Box | None:
         """The box of the dual variable, which is minus the gradient."""
         if self.lower is None or self.upper is None:
             return None
@@ -81,16 +90,20 @@ class LinearQuadratic(Loss):
         """Spread of the targets in units of the box, or zero where there is no kink."""
         if self.lower is None or self.upper is None:
             return 0.0
-        width = self.upper - self.lower
-        if not np.isfinite(width).all():
-            return 0.0
+        xp, width = namespace(self.target), self.upper - self.lower
         # Some losses have little of it for rows of little weight.
-        errors = self.target / np.maximum(width, np.finfo(width.dtype).tiny)
-        return float(np.ptp(errors, axis=0).max() or np.abs(errors).max() or 1.0)
+        errors = self.target / xp.clip(width, min=tiny(width))
+        highest, lowest = xp.max(errors, axis=0), xp.min(errors, axis=0)
+        highest, lowest, widest = to_numpy(
+            self.rows.largest(xp.stack([highest, -lowest, xp.max(width, axis=0)]))
+        ) * np.array([[1.0], [-1.0], [1.0]])
+        if not np.isfinite(widest).all():
+            return 0.0
+        return float((highest - lowest).max() or np.abs([highest, lowest]).max() or 1.0)
 
     def _selection(self, F: Array) -> float:
         """Rounding at which the dual point is selected."""
-        least = _LEAST_ROUNDING * float(np.sqrt(np.finfo(F.dtype).eps))
+        least = _LEAST_ROUNDING * math.sqrt(eps(F))
         return max(self.rounding, least * self._spread)
 
     def evaluate(self, F: Array) -> tuple[float, Array]:
@@ -99,76 +112,79 @@ class LinearQuadratic(Loss):
         gradient = steepest = self._gradient(distance, selection)
         if selection > self.rounding:
             steepest = self._gradient(distance, self.rounding)
-        value = _inner(steepest, distance) - 0.5 * self.rounding * _inner(steepest, steepest)
-        return value, -gradient
+        slope, square = self.rows.totals(inner(steepest, distance), inner(steepest, steepest))
+        return slope - 0.5 * self.rounding * square, -gradient
 
     def _gradient(self, distance: Array, rounding: float) -> Array:
         if self.lower is None or self.upper is None:
             return distance / rounding
+        xp = namespace(distance)
         if rounding == 0:
-            return np.where(distance > 0, self.upper, self.lower)
-        return np.clip(distance / rounding, self.lower, self.upper)
+            return xp.where(distance > 0, self.upper, self.lower)
+        return xp.minimum(xp.maximum(distance / rounding, self.lower), self.upper)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective."""
-        return _inner(R, self.target) - 0.5 * self.rounding * _inner(R, R)
+        product, square = self.rows.totals(inner(R, self.target), inner(R, R))
+        return product - 0.5 * self.rounding * square
 
     def dual_slope(self, R: Array, along: Array) -> float:
         """Derivative of the dual objective."""
-        return _inner(along, self.target) - self.rounding * _inner(R, along)
+        slope, change = self.rows.totals(inner(along, self.target), inner(R, along))
+        return slope - self.rounding * change
 
     def largest_multiple(self, R: Array) -> float:
         """Largest multiple in the box."""
         if self.box is None:
             return np.inf
-        lower, upper = self.box.lower, self.box.upper
+        xp, lower, upper = namespace(R), self.box.lower, self.box.upper
         with np.errstate(divide="ignore", invalid="ignore"):
-            room = np.where(R > 0, upper / R, np.where(R < 0, lower / R, np.inf))
+            room = xp.where(R > 0, upper / R, xp.where(R < 0, lower / R, math.inf))
         # Rounding of a bound is not a violation of it.
-        return float(room.min(initial=np.inf)) * (1 + 4 * float(np.finfo(R.dtype).eps))
+        return -float(self.rows.largest(-xp.min(room))) * (1 + 4 * eps(R))
 
     def best_bias(self, F: Array, direction: Array, start: Array | None = None) -> Array:
         """Coefficients of the best bias."""
-        distance = F - self.target
+        xp, distance = namespace(F), F - self.target
         if self.lower is None:
-            return -(direction @ distance)
+            return -self.rows.total(direction @ distance)
         column, selection = direction[:, None], self._selection(F)
 
-        def slope(bias: Array) -> tuple[Array, Array, Array]:
+        def slope(bias: Array) -> Array:
             shifted = distance + column * bias
             gradient = self._gradient(shifted, selection)
-            inside = gradient == shifted / selection
-            up, down = direction @ np.maximum(gradient, 0), direction @ np.maximum(-gradient, 0)
-            return up, down, (direction**2 @ inside) / selection
+            inside = astype(gradient == shifted / selection, numpy_dtype(F))
+            up, down = direction @ positive_part(gradient), direction @ positive_part(-gradient)
+            return self.rows.total(xp.stack([up, down, (direction**2 @ inside) / selection]))
 
-        start = np.zeros(F.shape[1], F.dtype) if start is None else start
-        return monotone_roots(slope, start, np.linalg.norm(distance, axis=0))
+        scale = xp.sqrt(self.rows.total(xp.sum(distance**2, axis=0)))
+        return monotone_roots(slope, zeros((F.shape[1],), F) if start is None else start, scale)
 
     def balanced(self, R: Array, direction: Array) -> Array:
         """Correct a dual point a little; where there is no box, by projection."""
         if self.lower is None:
-            return R - np.outer(direction, direction @ R)
+            return R - direction[:, None] * self.rows.total(direction @ R)
         return super().balanced(R, direction)
 
     def curvature(self, F: Array) -> Diagonal:
         """Hessian, which is diagonal."""
         if self.lower is None:
-            return Diagonal(np.full((len(F), 1), 1 / self.rounding, dtype=F.dtype))
+            return Diagonal(zeros((F.shape[0], 1), F) + 1 / self.rounding)
         distance, selection = F - self.target, self._selection(F)
         inside = self._gradient(distance, selection) == distance / selection
-        return Diagonal(inside.astype(F.dtype) / selection)
+        return Diagonal(astype(inside, numpy_dtype(F)) / selection)
 
     def row_curvature(self, F: Array) -> Array:
         """Largest curvature of each row."""
-        return self.curvature(F).weights.max(axis=1, keepdims=True)
+        return namespace(F).max(self.curvature(F).weights, axis=1, keepdims=True)
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""
-        start = np.zeros(self.shape, (self.target if direction is None else direction).dtype)
+        start = zeros(self.shape, self.target if direction is None else direction)
         if direction is not None:
-            start = np.outer(direction, self.best_bias(start, direction))
-        output = float(np.linalg.norm(start - self.target))
-        dual = float(np.linalg.norm(self.dual(start)))
+            start = direction[:, None] * self.best_bias(start, direction)
+        distance, R = start - self.target, self.dual(start)
+        output, dual = map(math.sqrt, self.rows.totals(inner(distance, distance), inner(R, R)))
         return output or 1.0, output * dual or 1.0
 
     # A bound that overflows is none.
@@ -176,11 +192,12 @@ class LinearQuadratic(Loss):
     def scaled(self, output: float, value: float) -> LinearQuadratic:
         """Return the loss in other units."""
         factor = output / value
-        return LinearQuadratic(
-            self.target / output,
-            self.rounding * (value / output) / output,
-            None if self.lower is None else self.lower * factor,
-            None if self.upper is None else self.upper * factor,
+        return replace(
+            self,
+            target=self.target / output,
+            rounding=self.rounding * (value / output) / output,
+            lower=None if self.lower is None else self.lower * factor,
+            upper=None if self.upper is None else self.upper * factor,
         )
 
     def smoothed(self, width: float) -> LinearQuadratic:
@@ -188,14 +205,6 @@ class LinearQuadratic(Loss):
         if self.lower is None or self.rounding >= width:
             return self
         return replace(self, rounding=width)
-
-    @np.errstate(over="ignore")
-    def astype(self, dtype: Any) -> LinearQuadratic:
-        """Return the loss in another precision."""
-        bounds = [
-            None if bound is None else bound.astype(dtype, copy=False) for bound in (self.lower, self.upper)
-        ]
-        return LinearQuadratic(self.target.astype(dtype, copy=False), self.rounding, *bounds)
 
 
 def squared_error(Y: Array, weight: Array) -> LinearQuadratic:
@@ -318,7 +327,3 @@ def squared_hinge(Y: Array, weight: Array) -> LinearQuadratic:
 
 def _weighted(Y: Array, weight: Array) -> Array:
     return np.sqrt(weight)[:, None] * Y
-
-
-def _inner(first: Array, second: Array) -> float:
-    return float(np.vdot(first, second))

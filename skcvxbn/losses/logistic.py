@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import expit, xlog1py, xlogy
-
+from skcvxbn.arrays import Array, inner, namespace, positive_part, tiny, zeros
 from skcvxbn.losses._bias import monotone_roots
-from skcvxbn.losses.base import Loss
+from skcvxbn.losses.base import Loss, x_log_x
 from skcvxbn.losses.curvature import Diagonal
-
-Array = NDArray[Any]
 
 _LARGEST_CURVATURE = 0.25
 # The curvature of a log loss changes by a factor of e at most over a change of the logits by one.
@@ -45,54 +40,63 @@ class Logistic(Loss):
     scale: Array
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """Shape of the outputs."""
-        return len(self.slope), 1
+        return self.slope.shape[0], 1
 
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
-        margin = self.slope * F
-        value = float(np.sum(self.scale * np.logaddexp(0, -margin), dtype=np.float64))
-        return value, self.scale * self.slope * expit(-margin)
+        xp, margin = namespace(F), self.slope * F
+        # Of the exponential of minus the magnitude, which cannot overflow.
+        small = xp.exp(-xp.abs(margin))
+        losses = self.scale * (positive_part(-margin) + xp.log1p(small))
+        (value,) = self.rows.totals(xp.sum(losses, dtype=xp.float64))
+        return value, self.scale * self.slope * xp.where(margin > 0, small, 1.0) / (1 + small)
 
     def _probability(self, R: Array) -> Array:
         """Probability of the other class of which `R` is the dual point."""
-        return np.clip(R / (self.scale * self.slope), 0, 1)
+        return namespace(R).clip(R / (self.scale * self.slope), min=0, max=1)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective: the entropy."""
-        q = self._probability(R)
-        return -float(np.sum(self.scale * (xlogy(q, q) + xlog1py(1 - q, -q)), dtype=np.float64))
+        xp, q = namespace(R), self._probability(R)
+        # The logarithm of 1 - q for a small q.
+        other = xp.where(q < 1, (1 - q) * xp.log1p(-xp.where(q < 1, q, 0.0)), 0.0)
+        (value,) = self.rows.totals(xp.sum(self.scale * (x_log_x(q) + other), dtype=xp.float64))
+        return -value
 
     def dual_slope(self, R: Array, along: Array) -> float:
         """Derivative of the dual objective."""
-        q = self._probability(R)
-        tiny = np.finfo(R.dtype).tiny
-        odds = np.log(np.maximum(1 - q, tiny)) - np.log(np.maximum(q, tiny))
-        return float(np.sum(odds / self.slope * along, dtype=np.float64))
+        xp, q, least = namespace(R), self._probability(R), tiny(R)
+        odds = xp.log(xp.clip(1 - q, min=least)) - xp.log(xp.clip(q, min=least))
+        (value,) = self.rows.totals(xp.sum(odds / self.slope * along, dtype=xp.float64))
+        return value
 
     def largest_multiple(self, R: Array) -> float:
         """Largest multiple whose probabilities are at most one."""
-        largest = float((R / (self.scale * self.slope)).max(initial=0.0))
-        return 1 / largest if largest > 0 else np.inf
+        largest = float(self.rows.largest(namespace(R).max(R / (self.scale * self.slope))))
+        return 1 / largest if largest > 0 else math.inf
 
     def best_bias(self, F: Array, direction: Array, start: Array | None = None) -> Array:
         """Coefficient of the best bias."""
-        column = direction[:, None]
+        xp, column = namespace(F), direction[:, None]
 
-        def slope(bias: Array) -> tuple[Array, Array, Array]:
+        def slope(bias: Array) -> Array:
             shifted = F + column * bias
             R = self.dual(shifted)
-            up, down = direction @ np.maximum(-R, 0), direction @ np.maximum(R, 0)
-            return up, down, direction**2 @ self.curvature(shifted).weights
+            up, down = direction @ positive_part(-R), direction @ positive_part(R)
+            curvature = direction**2 @ self.curvature(shifted).weights
+            return self.rows.total(xp.stack([up, down, curvature]))
 
-        start = np.zeros(1, F.dtype) if start is None else start
-        return monotone_roots(slope, start, np.linalg.norm(np.abs(F) + 1 / np.abs(self.slope), axis=0))
+        size = xp.abs(F) + 1 / xp.abs(self.slope)
+        scale = xp.sqrt(self.rows.total(xp.sum(size * size, axis=0)))
+        return monotone_roots(slope, zeros((1,), F) if start is None else start, scale)
 
     def curvature(self, F: Array) -> Diagonal:
         """Hessian, which is diagonal."""
-        margin = self.slope * F
-        return Diagonal(self.scale * self.slope**2 * expit(margin) * expit(-margin))
+        xp = namespace(F)
+        small = xp.exp(-xp.abs(self.slope * F))
+        return Diagonal(self.scale * self.slope**2 * (small / (1 + small) ** 2))
 
     def row_curvature(self, F: Array) -> Array:
         """Curvature of each row."""
@@ -100,22 +104,21 @@ class Logistic(Loss):
 
     def trusted(self, dF: Array) -> float:
         """Largest multiple of a move that changes no logit by much."""
-        largest = float(np.abs(self.slope * dF).max(initial=0.0))
-        return TRUSTED_CHANGE / largest if largest > 0 else np.inf
+        xp = namespace(dF)
+        largest = float(self.rows.largest(xp.max(xp.abs(self.slope * dF))))
+        return TRUSTED_CHANGE / largest if largest > 0 else math.inf
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""
-        start = np.zeros(self.shape, dtype=self.slope.dtype)
+        start = zeros(self.shape, self.slope)
         if direction is not None:
-            start = np.outer(direction, self.best_bias(start, direction))
-        dual = float(np.linalg.norm(self.dual(start))) or 1.0
-        largest = _LARGEST_CURVATURE * float((self.scale * self.slope**2).max())
+            start = direction[:, None] * self.best_bias(start, direction)
+        R = self.dual(start)
+        dual = math.sqrt(*self.rows.totals(inner(R, R))) or 1.0
+        curvature = namespace(R).max(self.scale * self.slope**2)
+        largest = _LARGEST_CURVATURE * float(self.rows.largest(curvature))
         return dual / largest, dual**2 / largest
 
     def scaled(self, output: float, value: float) -> Logistic:
         """Return the loss in other units."""
-        return Logistic(self.slope * output, self.scale / value)
-
-    def astype(self, dtype: Any) -> Logistic:
-        """Return the loss in another precision."""
-        return Logistic(self.slope.astype(dtype, copy=False), self.scale.astype(dtype, copy=False))
+        return replace(self, slope=self.slope * output, scale=self.scale / value)

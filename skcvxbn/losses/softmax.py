@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy
 
-from skcvxbn.losses.base import Loss
+from skcvxbn.arrays import Array, eps, inner, like, namespace, numpy_dtype, tiny, to_numpy, zeros
+from skcvxbn.losses.base import Loss, x_log_x
 from skcvxbn.losses.curvature import Categorical
 from skcvxbn.losses.logistic import TRUSTED_CHANGE, Logistic
-
-Array = NDArray[Any]
 
 _LARGEST_CURVATURE = 0.5
 _STEPS = 200
@@ -47,99 +44,111 @@ class Softmax(Loss):
     scale: Array
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """Shape of the outputs."""
         return self.indicator.shape[0], self.indicator.shape[1]
 
-    @cached_property
-    def _own(self) -> tuple[Array, Array]:
-        """Index of the entries of the classes."""
-        return np.arange(len(self.indicator)), self.indicator.argmax(axis=1)
-
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
-        logits = self.slope * F
-        logits -= logits.max(axis=1, keepdims=True)
-        own = logits[self._own]
-        P = np.exp(logits, out=logits)
+        xp, logits = namespace(F), self.slope * F
+        logits -= xp.max(logits, axis=1, keepdims=True)
+        own = xp.sum(logits * self.indicator, axis=1, keepdims=True)
         # The other classes by themselves: next to a probability of nearly one they would be lost in rounding.
-        largest = P[self._own] - 1
-        P[self._own] = 0
-        others = P.sum(axis=1)
-        value = float(np.sum(self.scale[:, 0] * (np.log1p(others + largest) - own), dtype=np.float64))
-        P[self._own] = -others
-        P *= -self.scale * self.slope / (1 + (others + largest))[:, None]
+        P = xp.exp(logits)
+        P -= P * self.indicator
+        others = xp.sum(P, axis=1, keepdims=True)
+        excess = others + xp.expm1(own)
+        (value,) = self.rows.totals(xp.sum(self.scale * (xp.log1p(excess) - own), dtype=xp.float64))
+        P -= others * self.indicator
+        P *= -self.scale * self.slope / (1 + excess)
         return value, P
 
     def _probabilities(self, F: Array) -> Array:
-        logits = self.slope * F
-        logits -= logits.max(axis=1, keepdims=True)
-        P = np.exp(logits, out=logits)
-        P /= P.sum(axis=1, keepdims=True)
+        xp, logits = namespace(F), self.slope * F
+        logits -= xp.max(logits, axis=1, keepdims=True)
+        P = xp.exp(logits)
+        P /= xp.sum(P, axis=1, keepdims=True)
         return P
 
     def _dual_probabilities(self, R: Array) -> Array:
-        return np.clip(self.indicator - R / (self.scale * self.slope), 0, 1)
+        return namespace(R).clip(self.indicator - R / (self.scale * self.slope), min=0, max=1)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective: the entropy."""
-        P = self._dual_probabilities(R)
-        return -float(np.sum(self.scale * xlogy(P, P), dtype=np.float64))
+        xp, P = namespace(R), self._dual_probabilities(R)
+        (value,) = self.rows.totals(xp.sum(self.scale * x_log_x(P), dtype=xp.float64))
+        return -value
 
     def dual_slope(self, R: Array, along: Array) -> float:
         """Derivative of the dual objective; the rows of `along` add up to zero."""
-        P = np.maximum(self._dual_probabilities(R), np.finfo(R.dtype).tiny)
-        return float(np.sum(np.log(P) / self.slope * along, dtype=np.float64))
+        xp = namespace(R)
+        P = xp.clip(self._dual_probabilities(R), min=tiny(R))
+        (value,) = self.rows.totals(xp.sum(xp.log(P) / self.slope * along, dtype=xp.float64))
+        return value
 
     def largest_multiple(self, R: Array) -> float:
         """Largest multiple whose probabilities are not negative."""
         ratio = R / (self.scale * self.slope)
         # For the other classes only rounding can leave the domain.
-        own = float((ratio * self.indicator).max(initial=0.0))
-        return 1 / own if own > 0 else np.inf
+        own = float(self.rows.largest(namespace(R).max(ratio * self.indicator)))
+        return 1 / own if own > 0 else math.inf
 
     def best_bias(self, F: Array, direction: Array, start: Array | None = None) -> Array:
         """Coefficients of the best bias, which add up to zero, by Newton's method in a trust region."""
-        column, C = direction[:, None], F.shape[1]
-        eps = _ROUNDING * float(np.finfo(F.dtype).eps)
-        bias = np.zeros(C) if start is None else start.astype(np.float64) - start.mean(dtype=np.float64)
-        scale = float(np.linalg.norm(np.ptp(F, axis=1, keepdims=True) + 1 / self.slope))
-        radius = max(scale, float(np.abs(bias).max()))
-        floor = eps * float(direction @ (self.scale * self.slope)[:, 0])
-        value, R = self.evaluate(F + column * bias.astype(F.dtype))
+        xp, column, C = namespace(F), direction[:, None], F.shape[1]
+        rounding = _ROUNDING * eps(F)
+        bias = np.zeros(C) if start is None else to_numpy(start).astype(np.float64)
+        bias -= bias.mean()
+        spread = xp.max(F, axis=1, keepdims=True) - xp.min(F, axis=1, keepdims=True) + 1 / self.slope
+        square, mass = self.rows.totals(inner(spread, spread), direction @ (self.scale * self.slope)[:, 0])
+        radius = max(math.sqrt(square), float(np.abs(bias).max()))
+
+        def shifted(bias: NDArray[np.float64]) -> Array:
+            return F + column * like(bias.astype(numpy_dtype(F)), F)
+
+        def sums(R: Array) -> NDArray[np.float64]:
+            both = xp.stack([direction @ R, direction @ xp.abs(R)])
+            return to_numpy(self.rows.total(both)).astype(np.float64)
+
+        value, R = self.evaluate(shifted(bias))
         for _ in range(_STEPS):
-            gradient = -(direction @ R).astype(np.float64)
-            if np.all(np.abs(gradient) <= eps * (direction @ np.abs(R) + floor)):
+            along, size = sums(R)
+            gradient = -along
+            if np.all(np.abs(gradient) <= rounding * (size + rounding * mass)):
                 break
             length = float(np.linalg.norm(gradient))
-            hessian = self.curvature(F + column * bias.astype(F.dtype)).along(direction, C)
+            hessian = self.rows.total(self.curvature(shifted(bias)).along(direction, C))
+            hessian = to_numpy(hessian).astype(np.float64)
             # Equal biases change nothing, so the Hessian is singular: in the widest region rounding stays.
             damping = max(length / radius, 1e-14 * float(np.trace(hessian)))
             step = -np.linalg.solve(hessian + damping * np.eye(C), gradient)
             step -= step.mean()
-            size = float(np.linalg.norm(step))
+            moved = float(np.linalg.norm(step))
             trial = bias + step
-            trial_value, trial_R = self.evaluate(F + column * trial.astype(F.dtype))
+            trial_value, trial_R = self.evaluate(shifted(trial))
+            trial_along = sums(trial_R)[0]
             # A convex function that falls still at the end of a step is less there.
-            fell = direction @ trial_R @ step >= 0 or trial_value < value
-            if not fell and trial_value > (1 + eps) * value:
-                radius = min(radius, size) / 4
+            fell = trial_along @ step >= 0 or trial_value < value
+            if not fell and trial_value > (1 + rounding) * value:
+                radius = min(radius, moved) / 4
                 continue
-            if trial_value >= (1 - eps) * value and np.linalg.norm(direction @ trial_R) > 0.9 * length:
+            if trial_value >= (1 - rounding) * value and np.linalg.norm(trial_along) > 0.9 * length:
                 break
             bias, value, R = trial, trial_value, trial_R
-            radius = 4 * radius if size > radius / 4 else radius
-        return bias.astype(F.dtype)
+            radius = 4 * radius if moved > radius / 4 else radius
+        return like(bias.astype(numpy_dtype(F)), F)
 
     def balanced(self, R: Array, direction: Array) -> Array:
         """Correct a dual point a little: move what a class has too much of to those that have too little."""
-        missing = direction @ R
-        mass = (direction[:, None] * self.scale * self.slope).T @ self.indicator
+        xp = namespace(R)
+        masses = (direction * (self.scale * self.slope)[:, 0]) @ self.indicator
+        missing, mass = to_numpy(self.rows.total(xp.stack([direction @ R, masses])))
         taken, given = np.maximum(-missing, 0), np.maximum(missing, 0)
-        share = np.outer(taken / mass, given / max(given.sum(), np.finfo(R.dtype).tiny))
-        move = np.diag(share.sum(axis=1)) - share
+        share = np.outer(taken / mass, given / max(given.sum(), tiny(R)))
+        move = like(np.diag(share.sum(axis=1)) - share, R)
         # Shortened by as much as a row can grow beyond the domain.
-        return (R + self.scale * self.slope * (self.indicator @ move)) / (1 + (taken / mass).max())
+        growth = 1 + float((taken / mass).max())
+        return (R + self.scale * self.slope * (self.indicator @ move)) / growth
 
     def curvature(self, F: Array) -> Categorical:
         """Hessian."""
@@ -149,29 +158,28 @@ class Softmax(Loss):
         """Upper bound of the largest eigenvalue of each row's block."""
         P = self._probabilities(F)
         # Gershgorin: the sums of the absolute values in a row of diag(p) - p p^T are 2 p (1 - p).
-        return self.scale * self.slope**2 * (2 * P * (1 - P)).max(axis=1, keepdims=True)
+        return self.scale * self.slope**2 * namespace(F).max(2 * P * (1 - P), axis=1, keepdims=True)
 
     def trusted(self, dF: Array) -> float:
         """Largest multiple of a move that changes no logit by much."""
-        largest = float(np.abs(self.slope * dF).max(initial=0.0))
-        return TRUSTED_CHANGE / largest if largest > 0 else np.inf
+        xp = namespace(dF)
+        largest = float(self.rows.largest(xp.max(xp.abs(self.slope * dF))))
+        return TRUSTED_CHANGE / largest if largest > 0 else math.inf
 
     def unit(self, direction: Array | None) -> tuple[float, float]:
         """Units of output and loss."""
-        start = np.zeros(self.shape, dtype=self.indicator.dtype)
+        start = zeros(self.shape, self.indicator)
         if direction is not None:
-            start = np.outer(direction, self.best_bias(start, direction))
-        dual = float(np.linalg.norm(self.dual(start))) or 1.0
-        largest = _LARGEST_CURVATURE * float((self.scale * self.slope**2).max())
+            start = direction[:, None] * self.best_bias(start, direction)
+        R = self.dual(start)
+        dual = math.sqrt(*self.rows.totals(inner(R, R))) or 1.0
+        curvature = namespace(R).max(self.scale * self.slope**2)
+        largest = _LARGEST_CURVATURE * float(self.rows.largest(curvature))
         return dual / largest, dual**2 / largest
 
     def scaled(self, output: float, value: float) -> Softmax:
         """Return the loss in other units."""
-        return Softmax(self.indicator, self.slope * output, self.scale / value)
-
-    def astype(self, dtype: Any) -> Softmax:
-        """Return the loss in another precision."""
-        return Softmax(*(M.astype(dtype, copy=False) for M in (self.indicator, self.slope, self.scale)))
+        return replace(self, slope=self.slope * output, scale=self.scale / value)
 
 
 def log_loss(Y: Array, weight: Array) -> Logistic | Softmax:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from skcvxbn.arrays import Array, like, numpy_dtype, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
 from skcvxbn.solvers.continuation import follow
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
@@ -51,20 +52,28 @@ def solve(
     Solution
         The network, its objective and the lower bound.
     """
+    problem = _in_one_precision(problem)
     nothing_to_learn = problem.fit_intercept and problem.A.shape[1] == 1
     # No hidden layer is longer than its neuron: from here on every dual constraint holds at zero.
-    if problem.beta >= np.linalg.norm(problem.zero.R) or nothing_to_learn:
-        return _zero_network(problem)
+    if problem.beta >= problem.length(problem.zero.R) or nothing_to_learn:
+        return _on_host(_zero_network(problem))
     unit, output, value = _in_own_units(problem)
-    dtype = unit.A.dtype
-    scaled_start = None if start is None else (start[0].astype(dtype), (start[1] / output).astype(dtype))
     if solver == "cvxpy":
         solution = _solve_with_cvxpy(unit, options, patterns, complete)
     elif patterns is not None:
         solution = solve_fixed_arrangements(unit, options, patterns, complete=complete)
     else:
-        solution = generate_neurons(unit, options, scaled_start)
+        solution = generate_neurons(unit, options, _start_of(unit, start, output))
     return _in_units(solution, output, value)
+
+
+def _start_of(
+    unit: Problem, start: tuple[NDArray, NDArray] | None, output: float
+) -> tuple[Array, Array] | None:
+    if start is None:
+        return None
+    dtype = numpy_dtype(unit.A)
+    return like(start[0].astype(dtype), unit.A), like((start[1] / output).astype(dtype), unit.A)
 
 
 def solve_roughly(problem: Problem, betas: Iterable[float], options: Options) -> Iterator[Solution]:
@@ -84,21 +93,26 @@ def solve_roughly(problem: Problem, betas: Iterable[float], options: Options) ->
     Solution
         A network for each weight decay, whose gap is a rough estimate.
     """
-    unit, output, value = _in_own_units(problem)
+    unit, output, value = _in_own_units(_in_one_precision(problem))
     for solution in follow(unit, (beta * (output / value) for beta in betas), options):
         yield _in_units(solution, output, value)
+
+
+def _in_one_precision(problem: Problem) -> Problem:
+    """Return the problem in double precision, but for data so large that only descent is affordable."""
+    n_rows, rank = problem.shape
+    return problem.astype(numpy_dtype(problem.A) if n_rows * rank > _SINGLE_PRECISION_FROM else np.float64)
 
 
 def _in_own_units(problem: Problem) -> tuple[Problem, float, float]:
     """Return the problem in units in which tolerances and starting points need none, and these units."""
     output, value = problem.loss.unit(problem.A[:, -1] if problem.fit_intercept else None)
-    # Single precision is for data so large that only descent is affordable.
-    dtype = problem.A.dtype if problem.A.size > _SINGLE_PRECISION_FROM else np.dtype(np.float64)
     loss, beta = problem.loss.scaled(output, value), problem.beta * (output / value)
-    return replace(problem, loss=loss, beta=beta).astype(dtype), output, value
+    return replace(problem, loss=loss, beta=beta), output, value
 
 
 def _in_units(solution: Solution, output: float, value: float) -> Solution:
+    solution = _on_host(solution)
     return replace(
         solution,
         V=solution.V * output,
@@ -106,6 +120,11 @@ def _in_units(solution: Solution, output: float, value: float) -> Solution:
         objective=solution.objective * value,
         lower_bound=solution.lower_bound * value,
     )
+
+
+def _on_host(solution: Solution) -> Solution:
+    S, V, R = (to_numpy(M) for M in (solution.S, solution.V, solution.R))
+    return replace(solution, S=S, V=V, R=R)
 
 
 def _solve_with_cvxpy(
@@ -126,7 +145,6 @@ def _solve_with_cvxpy(
 
 def _zero_network(problem: Problem) -> Solution:
     """The network without a neuron, where no other can fit better."""
-    S = np.zeros((problem.A.shape[1], 0), dtype=problem.A.dtype)
-    V = np.zeros((0, problem.n_outputs), dtype=problem.A.dtype)
+    S, V = zeros((problem.A.shape[1], 0), problem.A), zeros((0, problem.n_outputs), problem.A)
     value, R = problem.zero.value, problem.feasible(problem.zero.R)
     return Solution(S, V, R, value, value, "exact", 0, True, "")

@@ -11,6 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from skcvxbn import in_place
+from skcvxbn.arrays import (
+    Array,
+    Rows,
+    astype,
+    inner,
+    lengths,
+    like,
+    namespace,
+    row_blocks,
+    to_numpy,
+    zeros,
+)
+from skcvxbn.backend import Backend
 from skcvxbn.losses import Loss
 
 
@@ -21,9 +35,12 @@ class Problem:
     Minimise ``L(F) + beta * sum_j ||s_j|| ||v_j||`` with ``F = sum_j (A s_j)_+ v_j^T``, and with an output
     bias that costs nothing when `fit_intercept` is true.
 
+    Its arrays are of one library and on one device, that of `A`, and so are the networks and dual points
+    that its methods take and return.
+
     Parameters
     ----------
-    A : ndarray of shape (n_samples, rank + 1)
+    A : array of shape (n_samples, rank + 1)
         Whitened rows, ``A.T @ A = I``; its last column is the direction of the bias.
     loss : Loss
         Loss of the weighted outputs, bound to the targets.
@@ -34,10 +51,20 @@ class Problem:
         orthogonal to its direction: that is the dual constraint which belongs to it.
     """
 
-    A: NDArray
+    A: Array
     loss: Loss
     beta: float
     fit_intercept: bool
+
+    @property
+    def rows(self) -> Rows:
+        """How to sum over the training rows."""
+        return self.loss.rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of training rows and length of a hidden direction."""
+        return self.rows.count(self.A), self.A.shape[1]
 
     @property
     def n_outputs(self) -> int:
@@ -47,16 +74,49 @@ class Problem:
     @cached_property
     def zero(self) -> Output:
         """Output of the network without a neuron: the best constant."""
-        return self.at(np.zeros(self.loss.shape, dtype=self.A.dtype))
+        return self.at(zeros(self.loss.shape, self.A))
 
-    def hidden(self, S: NDArray) -> NDArray:
+    @cached_property
+    def host(self) -> Problem:
+        """The same problem in NumPy."""
+        if isinstance(self.A, np.ndarray):
+            return self
+        return replace(self, A=to_numpy(self.A), loss=self.loss.mapped(to_numpy))
+
+    def on(self, backend: Backend) -> Problem:
+        """Return the problem, given in NumPy, where the backend works."""
+        return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array))
+
+    def sampled(self, stride: int) -> Problem:
+        """Let every stride-th row stand for all, in units in which the bias' direction has length one."""
+        A = self.A[::stride, :]
+        unit = self.length(A[:, -1])
+        loss = self.loss.mapped(lambda M: M[::stride, :]).scaled(unit, unit**2)
+        return replace(self, A=A / unit, loss=loss)
+
+    def hidden(self, S: Array) -> Array:
         """Hidden layer ``(A s_j)_+``, of shape (n_samples, n_neurons)."""
-        H = self.A @ S
-        return np.maximum(H, 0, out=H)
+        return in_place.relu(self.A @ S)
 
-    def at(self, F: NDArray, guess: NDArray | None = None) -> Output:
+    def length(self, R: Array) -> float:
+        """Euclidean norm of a table of all rows."""
+        return math.sqrt(*self.rows.totals(inner(R, R)))
+
+    def fingerprints(self, patterns: Array) -> NDArray[np.float64]:
+        """Numbers that tell arrangements apart, of shape (n_arrangements, n_numbers), on the host.
+
+        Sums of random whole numbers over the rows that are switched on, exact in any order: two different
+        arrangements have the same with a probability of at most 2^-78.
+        """
+        numbers = like(self.rows.numbers(patterns.shape[0]), self.A)
+        sums = zeros((patterns.shape[1], numbers.shape[0]), numbers)
+        for block in row_blocks(self.A):
+            sums += astype(patterns[block, :], np.float64).T @ numbers[:, block].T
+        return to_numpy(self.rows.total(sums))
+
+    def at(self, F: Array, guess: Array | None = None) -> Output:
         """Evaluate the loss at the outputs `F` with the best bias, of which there may be a guess."""
-        bias = np.zeros(self.n_outputs, dtype=F.dtype)
+        bias = zeros((self.n_outputs,), F)
         if self.fit_intercept:
             direction = self.A[:, -1]
             bias = self.loss.best_bias(F, direction, guess)
@@ -64,32 +124,32 @@ class Problem:
         value, R = self.loss.evaluate(F)
         return Output(F, bias, value, R)
 
-    def output(self, S: NDArray, V: NDArray) -> Output:
+    def output(self, S: Array, V: Array) -> Output:
         """Evaluate the loss at the output of a network."""
         return self.at(self.hidden(S) @ V)
 
-    def dual_point(self, S: NDArray, V: NDArray) -> NDArray:
+    def dual_point(self, S: Array, V: Array) -> Array:
         """Minus the gradient of the loss at the output of a network: its natural dual point."""
         return self.feasible(self.output(S, V).R)
 
-    def feasible(self, R: NDArray) -> NDArray:
+    def feasible(self, R: Array) -> Array:
         """Correct the rounding in a dual point that the constraint of the bias is exact."""
         return self.loss.balanced(R, self.A[:, -1]) if self.fit_intercept else R
 
-    def penalty(self, S: NDArray, V: NDArray) -> float:
+    def penalty(self, S: Array, V: Array) -> float:
         """``sum_j ||s_j|| ||v_j||``."""
-        return float(np.linalg.norm(S, axis=0) @ np.linalg.norm(V, axis=1))
+        return float(lengths(S, axis=0) @ lengths(V, axis=1))
 
-    def objective(self, S: NDArray, V: NDArray) -> float:
+    def objective(self, S: Array, V: Array) -> float:
         """Objective of the network (N), which needs no feasibility of `S`."""
         return self.output(S, V).value + self.beta * self.penalty(S, V)
 
-    def dual_bound(self, R: NDArray, largest: float) -> float:
+    def dual_bound(self, R: Array, largest: float) -> float:
         """Lower bound from the best multiple of a dual point.
 
         Parameters
         ----------
-        R : ndarray of shape (n_samples, n_outputs)
+        R : array of shape (n_samples, n_outputs)
             A dual point, orthogonal to the bias.
         largest : float
             ``max ||R.T @ (A s)_+||`` over unit ``s``. The bound holds if this value does.
@@ -97,7 +157,7 @@ class Problem:
         room = self.beta / largest if largest > 0 else math.inf
         return self.loss.dual_value(self._best_multiple(R, room) * R)
 
-    def sufficient_violation(self, R: NDArray, wanted: float) -> float:
+    def sufficient_violation(self, R: Array, wanted: float) -> float:
         """Return the largest violation for which the dual bound at `R` is the one wanted; 0 if none is."""
         best = self._best_multiple(R, math.inf)
 
@@ -111,13 +171,13 @@ class Problem:
         # brentq may end on either side.
         return self.beta / (least * (1 + 1e-12)) if least > 0 else math.inf
 
-    def _best_multiple(self, R: NDArray, room: float) -> float:
+    def _best_multiple(self, R: Array, room: float) -> float:
         """Multiple of `R`, at most `room`, of the largest dual value, which is concave along `R`."""
 
         def slope(t: float) -> float:
             return self.loss.dual_slope(t * R, R)
 
-        if not R.any():
+        if self.length(R) == 0:
             return 0.0
         high = min(room, self.loss.largest_multiple(R))
         if not math.isfinite(high):
@@ -130,7 +190,7 @@ class Problem:
 
     def astype(self, dtype: Any) -> Problem:
         """Return the same problem in another precision."""
-        return replace(self, A=self.A.astype(dtype, copy=False), loss=self.loss.astype(dtype))
+        return replace(self, A=astype(self.A, dtype), loss=self.loss.astype(dtype))
 
     def smoothed(self, width: float) -> Problem:
         """Return the problem with the kinks of the loss rounded."""
@@ -144,20 +204,20 @@ class Output:
 
     Attributes
     ----------
-    F : ndarray of shape (n_samples, n_outputs)
+    F : array of shape (n_samples, n_outputs)
         The output, bias included.
-    bias : ndarray of shape (n_outputs,)
+    bias : array of shape (n_outputs,)
         Coefficients of the bias' direction.
     value : float
         The loss.
-    R : ndarray of shape (n_samples, n_outputs)
+    R : array of shape (n_samples, n_outputs)
         Dual point.
     """
 
-    F: NDArray
-    bias: NDArray
+    F: Array
+    bias: Array
     value: float
-    R: NDArray
+    R: Array
 
 
 @dataclass(frozen=True)
@@ -227,16 +287,16 @@ class Options:
     deadline: float = math.inf
 
 
-def balanced(S: NDArray, V: NDArray) -> tuple[NDArray, NDArray]:
+def balanced(S: Array, V: Array) -> tuple[Array, Array]:
     """Rescale every neuron so that ``||s_j|| = ||v_j||``, without changing the network."""
-    hidden, output = np.linalg.norm(S, axis=0), np.linalg.norm(V, axis=1)
-    root = np.sqrt(hidden * output)
+    xp, hidden, output = namespace(S), lengths(S, axis=0), lengths(V, axis=1)
+    root = xp.sqrt(hidden * output)
     safe = root > 0
-    hidden, output = np.where(safe, hidden, 1.0), np.where(safe, output, 1.0)
+    hidden, output = xp.where(safe, hidden, 1.0), xp.where(safe, output, 1.0)
     return S / hidden * root, V / output[:, None] * root[:, None]
 
 
-def without_negligible(S: NDArray, V: NDArray, threshold: float) -> NDArray:
-    """Mask of the neurons whose size is more than `threshold` times the largest."""
-    size = np.linalg.norm(S, axis=0) * np.linalg.norm(V, axis=1)
+def without_negligible(S: Array, V: Array, threshold: float) -> NDArray[np.bool_]:
+    """Mask of the neurons whose size is more than `threshold` times the largest, on the host."""
+    size = to_numpy(lengths(S, axis=0) * lengths(V, axis=1))
     return size > threshold * size.max(initial=0.0)

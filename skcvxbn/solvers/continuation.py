@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from skcvxbn.arrays import Array, astype, concat, like, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
 from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
@@ -61,11 +61,11 @@ class _Path:
         self.problem, self.options = problem, options
         self.single = problem.astype(np.float32)
         self.idle = problem.zero
-        rank, n_outputs = problem.A.shape[1], problem.n_outputs
-        nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
+        (n_rows, rank), n_outputs = problem.shape, problem.n_outputs
+        nothing = zeros((rank, 0), problem.A), zeros((0, n_outputs), problem.A)
         self.none = Neurons.of_network(problem, *nothing, 0.0)
         self.neurons, self.found = self.none, Candidates(*nothing, np.zeros(0))
-        affordable = int(_DEAREST_STEP / (2 * problem.A.size))
+        affordable = int(_DEAREST_STEP / (2 * n_rows * rank))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
 
     def at(self, beta: float) -> Solution:
@@ -99,31 +99,31 @@ class _Path:
         S, V, most = self.neurons.S, self.neurons.U, self.options.max_neurons
         self.neurons = self._descended(problem, single, S, V)
         if most is not None and len(self.neurons) > most:
-            largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
-            kept = self.neurons.take(np.sort(largest))
+            kept = self.neurons.largest(most)
             self.neurons = self._descended(problem, single, kept.S, kept.U)
         if self.neurons.objective > (1 - 1e-6) * self.idle.value:
             self.neurons = replace(self.none, objective=self.idle.value)
 
-    def _descended(self, problem: Problem, single: Problem, S: NDArray, V: NDArray) -> Neurons:
-        S, V = balanced(S.astype(np.float64), V.astype(np.float64))
+    def _descended(self, problem: Problem, single: Problem, S: Array, V: Array) -> Neurons:
+        S, V = balanced(astype(S, np.float64), astype(V, np.float64))
         S, V = descend(
             single,
-            S.astype(np.float32),
-            V.astype(np.float32),
+            astype(S, np.float32),
+            astype(V, np.float32),
             widths=_WIDTHS,
             n_steps=_STEPS,
             tol=_STANDSTILL,
             deadline=self.options.deadline,
         )
-        return Neurons.of_network(problem, S, V, _NEGLIGIBLE, _WIDTHS[-1]).merged()
+        return Neurons.of_network(problem, S, V, _NEGLIGIBLE, _WIDTHS[-1]).merged(problem)
 
     def _search(self, problem: Problem, single: Problem) -> None:
         """Climb from random points and from the best that was found for the last network."""
-        A, R = single.A, self.neurons.R
-        S, U = random_starts(A.shape[1], R.shape[1], _STARTS, self.options.rng)
+        A, R, rows = single.A, self.neurons.R, problem.rows
+        random = random_starts(A.shape[1], R.shape[1], _STARTS, self.options.rng)
+        S, U = (like(M.astype(np.float32), A) for M in random)
         last = self.found.take(np.arange(min(_STARTS, len(self.found.values))))
-        S = np.hstack([last.S, S]).astype(np.float32)
-        U = np.vstack([last.U, U]).astype(np.float32)
-        candidates = search(A, R.astype(np.float32), S, U, stages=_STAGES)
-        self.found = verified(problem.A, R, candidates)
+        S = concat([astype(last.S, np.float32), S], axis=1)
+        U = concat([astype(last.U, np.float32), U], axis=0)
+        candidates = search(A, astype(R, np.float32), S, U, stages=_STAGES, rows=rows)
+        self.found = verified(problem.A, R, candidates, rows)

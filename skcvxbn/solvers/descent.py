@@ -14,43 +14,55 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import linalg
 
+from skcvxbn import in_place
+from skcvxbn.arrays import (
+    Array,
+    concat,
+    inner,
+    lengths,
+    like,
+    namespace,
+    numpy_dtype,
+    row_blocks,
+    take,
+    to_numpy,
+    zeros,
+)
 from skcvxbn.solvers.base import Problem, balanced, without_negligible
 
 _MEMORY = 20
 # Between two stages neurons below this share of the largest leave: they do not come back.
 _NEGLIGIBLE = 1e-6
-# Rows that are taken through the network together: so many that what they need stays in the cache.
-_BLOCK = 1024
 # Steps between two looks at the progress.
 _STRIDE = 10
 
 
-def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
+def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState) -> tuple[Array, Array]:
     """A network of random neurons whose outputs have about a third of the size of the dual point at zero."""
     rank, n_outputs = problem.A.shape[1], problem.n_outputs
-    S = rng.standard_normal((rank, n_neurons))
-    V = rng.standard_normal((n_neurons, n_outputs))
-    S /= np.linalg.norm(S, axis=0)
-    V /= np.linalg.norm(V, axis=1, keepdims=True)
-    S, V = S.astype(problem.A.dtype), V.astype(problem.A.dtype)
-    output = np.linalg.norm(problem.hidden(S) @ V)
-    root = np.sqrt(0.3 * np.linalg.norm(problem.zero.R) / max(float(output), 1e-12))
+    directions = rng.standard_normal((rank, n_neurons))
+    weights = rng.standard_normal((n_neurons, n_outputs))
+    directions /= np.linalg.norm(directions, axis=0)
+    weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+    dtype = numpy_dtype(problem.A)
+    S, V = (like(M.astype(dtype), problem.A) for M in (directions, weights))
+    root = math.sqrt(0.3 * problem.length(problem.zero.R) / max(problem.length(problem.hidden(S) @ V), 1e-12))
     return S * root, V * root
 
 
 def descend(
     problem: Problem,
-    S: NDArray,
-    V: NDArray,
+    S: Array,
+    V: Array,
     *,
     widths: tuple[float, ...],
     n_steps: int,
+    strides: tuple[int, ...] = (1,),
     tol: float = 0.0,
     deadline: float = math.inf,
-) -> tuple[NDArray, NDArray]:
+) -> tuple[Array, Array]:
     """Improve a network by quasi-Newton steps (L-BFGS, Armijo line search) on ever sharper kinks.
 
     Parameters
@@ -58,13 +70,16 @@ def descend(
     problem : Problem
         The training problem, in units in which outputs and dual points are of like size. Its precision is
         that of the arithmetic.
-    S, V : ndarray of shape (rank + 1, n_neurons) and (n_neurons, n_outputs)
+    S, V : array of shape (rank + 1, n_neurons) and (n_neurons, n_outputs)
         The network to start from; left untouched.
     widths : tuple of float
         Half width of the rounded kink in each stage, in units of the typical ``|a_k^T s|`` of the neuron,
         and inverse of the largest curvature of the loss.
     n_steps : int
         Largest number of steps of a stage.
+    strides : tuple of int
+        Every which row each stage sees; the last of them is that of all further stages. The first stages only
+        show the way to the last.
     tol : float
         A stage ends when ten steps together lower its objective by less than this share.
     deadline : float
@@ -72,7 +87,7 @@ def descend(
 
     Returns
     -------
-    S, V : tuple of ndarray
+    S, V : tuple of arrays
         The improved network, balanced, without the neurons that died out on the way.
 
     Raises
@@ -81,12 +96,14 @@ def descend(
         A KeyboardInterrupt that carries the network reached.
     """
     S, V = balanced(S, V)
-    for width in widths:
+    for stage, width in enumerate(widths):
+        stride = strides[min(stage, len(strides) - 1)]
+        seen = problem if stride == 1 else problem.sampled(stride)
         alive = without_negligible(S, V, _NEGLIGIBLE)
-        S, V = S[:, alive], V[alive]
-        if len(V) == 0:
+        S, V = take(S, alive, axis=1), take(V, alive, axis=0)
+        if not alive.any():
             break
-        smooth = _SmoothNetwork(problem.smoothed(width), S, V, width)
+        smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
         try:
             x = _minimise(smooth, smooth.start(S, V), n_steps, tol, deadline)
         except _Stopped as stop:
@@ -98,13 +115,13 @@ def descend(
 class Interrupted(KeyboardInterrupt):
     """An interrupt of the user that keeps what had been reached."""
 
-    def __init__(self, network: tuple[NDArray, NDArray]) -> None:
+    def __init__(self, network: tuple[Array, Array]) -> None:
         super().__init__()
         self.network = network
 
 
 class _Stopped(KeyboardInterrupt):
-    def __init__(self, x: NDArray) -> None:
+    def __init__(self, x: Array) -> None:
         super().__init__()
         self.x = x
 
@@ -116,82 +133,84 @@ class _SmoothNetwork:
     ``2 width_j d (t - d/2)`` and its slope is ``d``.
     """
 
-    def __init__(self, problem: Problem, S: NDArray, V: NDArray, width: float) -> None:
-        self.problem, self.shape = problem, (S.shape, V.shape)
+    def __init__(self, problem: Problem, S: Array, V: Array, width: float) -> None:
+        self.problem, self.shape = problem, (tuple(S.shape), tuple(V.shape))
         # The best bias is known at once where the loss is quadratic; elsewhere it moves with the neurons.
         self.n_bias = problem.n_outputs if problem.fit_intercept and not problem.loss.quadratic else 0
         self.direction = problem.A[:, -1:]
-        lengths = np.linalg.norm(S, axis=0)
-        self.scale = (2 * width / np.sqrt(len(problem.A)) * lengths).astype(S.dtype)
-        # Memory taken once: on a small problem allocation would cost as much as arithmetic.
-        self.hidden, self.slope = (np.empty((len(problem.A), len(V)), dtype=S.dtype) for _ in range(2))
-        self.half = np.empty((min(_BLOCK, len(problem.A)), len(V)), dtype=S.dtype)
-        self.F = np.empty(problem.loss.shape, dtype=S.dtype)
-        self.blocks = [slice(first, first + _BLOCK) for first in range(0, len(problem.A), _BLOCK)]
+        self.scale = 2 * width / math.sqrt(problem.shape[0]) * lengths(S, axis=0)
+        # Rows that are taken through the network together, and memory for what is kept of them.
+        self.blocks = row_blocks(problem.A)
+        table = problem.A.shape[0], V.shape[0]
+        self.hidden, self.slope = zeros(table, S), zeros(table, S)
+        self.half = zeros((self.blocks[0].stop, V.shape[0]), S)
+        self.F = zeros(problem.loss.shape, S)
 
-    def pack(self, S: NDArray, V: NDArray, bias: NDArray) -> NDArray:
-        return np.concatenate([S.ravel(), V.ravel(), bias])
+    def pack(self, S: Array, V: Array, bias: Array) -> Array:
+        xp = namespace(S)
+        return concat([xp.reshape(S, (-1,)), xp.reshape(V, (-1,)), bias], axis=0)
 
-    def start(self, S: NDArray, V: NDArray) -> NDArray:
+    def start(self, S: Array, V: Array) -> Array:
         """Pack a network with the best bias it can have."""
         return self.pack(S, V, self.problem.output(S, V).bias[: self.n_bias])
 
-    def unpack(self, x: NDArray) -> tuple[NDArray, NDArray]:
-        hidden, output = self.shape
-        split = hidden[0] * hidden[1]
-        return x[:split].reshape(hidden), x[split : len(x) - self.n_bias].reshape(output)
+    def unpack(self, x: Array) -> tuple[Array, Array]:
+        xp, (hidden, output) = namespace(x), self.shape
+        first, last = hidden[0] * hidden[1], x.shape[0] - self.n_bias
+        return xp.reshape(x[:first], hidden), xp.reshape(x[first:last], output)
 
-    def __call__(self, x: NDArray) -> tuple[float, NDArray]:
+    def __call__(self, x: Array) -> tuple[float, Array]:
         problem = self.problem
         S, V = self.unpack(x)
-        F, weights = self._forward(S / self.scale, V * self.scale[:, None]), x[: len(x) - self.n_bias]
+        n_weights = x.shape[0] - self.n_bias
+        F, weights = self._forward(S / self.scale, V * self.scale[:, None]), x[:n_weights]
+        square = inner(weights, weights)
         if self.n_bias:
-            F += self.direction * x[len(weights) :]
+            F += self.direction * x[n_weights:]
             value, R = problem.loss.evaluate(F)
         else:
             output = problem.at(F)
             value, R = output.value, output.R
-        value += 0.5 * problem.beta * float(np.vdot(weights, weights))
         gradient_S, gradient_V = self._backward(R, V)
         gradient_bias = (self.direction[:, 0] @ R)[: self.n_bias]
-        gradient = -self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias)
-        gradient[: len(weights)] += problem.beta * weights
-        return value, gradient
+        gradient = -problem.rows.total(self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias))
+        gradient[:n_weights] += problem.beta * weights
+        return value + 0.5 * problem.beta * float(square), gradient
 
-    def _forward(self, S: NDArray, V: NDArray) -> NDArray:
+    def _forward(self, S: Array, V: Array) -> Array:
         """Output of the rounded neurons; it keeps their values and slopes."""
         for rows in self.blocks:
-            H, D = self.hidden[rows], self.slope[rows]
-            half = self.half[: len(H)]
-            np.matmul(self.problem.A[rows], S, out=H)
+            H, D = self.hidden[rows, :], self.slope[rows, :]
+            half = self.half[: H.shape[0], :]
+            in_place.matmul(self.problem.A[rows, :], S, out=H)
             H += 0.5
-            np.minimum(np.maximum(H, 0, out=D), 1, out=D)
-            H -= np.multiply(D, 0.5, out=half)
+            in_place.clip(H, 1.0, out=D)
+            H -= in_place.multiply(D, 0.5, out=half)
             H *= D
-            np.matmul(H, V, out=self.F[rows])
+            in_place.thin_matmul(H, V, out=self.F[rows, :])
         return self.F
 
-    def _backward(self, R: NDArray, V: NDArray) -> tuple[NDArray, NDArray]:
+    def _backward(self, R: Array, V: Array) -> tuple[Array, Array]:
         """Inner products of `R` with the derivatives of the output."""
-        gradient_S = np.zeros((self.problem.A.shape[1], len(V)), dtype=V.dtype)
-        gradient_V = np.zeros_like(V)
+        gradient_S, gradient_V = zeros((self.problem.A.shape[1], V.shape[0]), V), zeros(V.shape, V)
         for rows in self.blocks:
-            H, moved = self.hidden[rows], self.half[: len(R[rows])]
-            gradient_V += H.T @ R[rows]
-            np.matmul(R[rows], V.T, out=moved)
-            moved *= self.slope[rows]
-            gradient_S += self.problem.A[rows].T @ moved
+            H, taken = self.hidden[rows, :], R[rows, :]
+            moved = self.half[: H.shape[0], :]
+            gradient_V += (taken.T @ H).T
+            in_place.matmul(taken, V.T, out=moved)
+            moved *= self.slope[rows, :]
+            gradient_S += self.problem.A[rows, :].T @ moved
         return gradient_S, gradient_V
 
 
 def _minimise(
-    evaluate: Callable[[NDArray], tuple[float, NDArray]],
-    x: NDArray,
+    evaluate: Callable[[Array], tuple[float, Array]],
+    x: Array,
     n_steps: int,
     tol: float,
     deadline: float,
-) -> NDArray:
-    memory = _Memory(len(x), x.dtype)
+) -> Array:
+    memory = _Memory(x)
     try:
         value, gradient = evaluate(x)
         reference = value
@@ -200,7 +219,7 @@ def _minimise(
             if moved is None or time.monotonic() > deadline:
                 break
             new_x, value, new_gradient = moved
-            memory.update(new_x - x, new_gradient - gradient)
+            memory.update(new_x - x, new_gradient - gradient, new_gradient)
             x, gradient = new_x, new_gradient
             if step_number % _STRIDE == 0:
                 if reference - value <= tol * abs(value):
@@ -212,12 +231,12 @@ def _minimise(
 
 
 def _step(
-    evaluate: Callable[[NDArray], tuple[float, NDArray]],
-    x: NDArray,
+    evaluate: Callable[[Array], tuple[float, Array]],
+    x: Array,
     value: float,
-    gradient: NDArray,
-    direction: NDArray,
-) -> tuple[NDArray, float, NDArray] | None:
+    gradient: Array,
+    direction: Array,
+) -> tuple[Array, float, Array] | None:
     """Backtrack along `direction` until Armijo's rule holds; None where it cannot."""
     slope = float(gradient @ direction)
     step = 1.0
@@ -236,43 +255,48 @@ class _Memory:
     With steps ``P``, changes of the gradient ``Q`` as rows, ``T`` the upper triangle of ``P Q^T``, ``E`` its
     diagonal and ``c`` the last curvature scale, the inverse Hessian is
     ``c I + [P^T, c Q^T] [[T^-T (E + c Q Q^T) T^-1, -T^-T], [-T^-1, 0]] [P; c Q]``: few products of
-    matrices where the two-loop recursion would take many of vectors.
+    matrices where the two-loop recursion would take many of vectors. All inner products that a step needs
+    are those of ``P`` and ``Q`` with three vectors: one product, of which the numbers go to the host.
     """
 
-    def __init__(self, size: int, dtype: np.dtype) -> None:
-        self.P, self.Q = (np.zeros((_MEMORY, size), dtype=dtype) for _ in range(2))
-        self.PQ, self.QQ = (np.zeros((_MEMORY, _MEMORY)) for _ in range(2))
+    def __init__(self, x: Array) -> None:
+        # One row more than are in use: a step is written down before it is known whether it is of use.
+        self.size = _MEMORY + 1
+        self.steps_and_changes = zeros((2 * self.size, x.shape[0]), x)
+        self.PQ, self.QQ = (np.zeros((self.size, self.size)) for _ in range(2))
         self.order: list[int] = []
+        self.along = np.zeros(2 * self.size)
 
-    def update(self, step: NDArray, change: NDArray) -> None:
-        curvature = float(step @ change)
-        if curvature <= 1e-10 * float(np.linalg.norm(step)) * float(np.linalg.norm(change)):
+    def update(self, step: Array, change: Array, gradient: Array) -> None:
+        """Take in a step, the change of the gradient along it, and the gradient it has led to."""
+        new, size = min(set(range(self.size)) - set(self.order)), self.size
+        self.steps_and_changes[new, :] = step
+        self.steps_and_changes[size + new, :] = change
+        vectors = namespace(step).stack([step, change, gradient])
+        products = to_numpy(self.steps_and_changes @ vectors.T).astype(np.float64)
+        self.along = products[:, 2]
+        curvature = products[new, 1]
+        if curvature <= 1e-10 * np.sqrt(products[new, 0] * products[size + new, 1]):
             return
-        row = len(self.order) if len(self.order) < _MEMORY else self.order.pop(0)
-        self.order.append(row)
-        self.P[row], self.Q[row] = step, change
-        self.PQ[:, row], self.PQ[row] = self.P @ change, self.Q @ step
-        self.QQ[:, row] = self.QQ[row] = self.Q @ change
+        self.order = [*self.order[-_MEMORY + 1 :], new]
+        self.PQ[:, new], self.PQ[new] = products[:size, 1], products[size:, 0]
+        self.QQ[:, new] = self.QQ[new] = products[size:, 1]
 
-    def direction(self, gradient: NDArray) -> NDArray:
-        if not self.order:
-            return -gradient / max(float(np.linalg.norm(gradient)), 1e-30)
-        k = len(self.order)
-        which = np.ix_(self.order, self.order)
-        PQ, QQ = self.PQ[which], self.QQ[which]
-        last = self.order[-1]
-        scale = self.PQ[last, last] / self.QQ[last, last]
+    def direction(self, gradient: Array) -> Array:
+        """Direction of the next step, from the gradient that the last one has led to."""
         rows = self.order
-        p = (self.P[:k] @ gradient)[rows].astype(np.float64)
-        q = (self.Q[:k] @ gradient)[rows].astype(np.float64)
+        if not rows:
+            return -gradient / max(float(inner(gradient, gradient)) ** 0.5, 1e-30)
+        which = np.ix_(rows, rows)
+        PQ, QQ = self.PQ[which], self.QQ[which]
+        scale = float(PQ[-1, -1] / QQ[-1, -1])
+        p, q = self.along[: self.size][rows], self.along[self.size :][rows]
         T = np.triu(PQ)
-        inner = linalg.solve_triangular(T, p, check_finite=False)
-        outer = linalg.solve_triangular(
-            T, PQ.diagonal() * inner + scale * (QQ @ inner - q), trans=1, check_finite=False
+        inside = linalg.solve_triangular(T, p, check_finite=False)
+        outside = linalg.solve_triangular(
+            T, PQ.diagonal() * inside + scale * (QQ @ inside - q), trans=1, check_finite=False
         )
-        weights_P, weights_Q = np.zeros(k), np.zeros(k)
-        weights_P[rows], weights_Q[rows] = outer, -scale * inner
-        product = (
-            weights_P.astype(gradient.dtype) @ self.P[:k] + weights_Q.astype(gradient.dtype) @ self.Q[:k]
-        )
-        return -(product + gradient.dtype.type(scale) * gradient)
+        weights = np.zeros((2, self.size))
+        weights[0, rows], weights[1, rows] = outside, -scale * inside
+        weights = like(weights.ravel().astype(numpy_dtype(gradient)), gradient)
+        return -(weights @ self.steps_and_changes + scale * gradient)

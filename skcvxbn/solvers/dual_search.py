@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from skcvxbn.arrays import Array, astype, concat, lengths, like, numpy_dtype, take, tiny, to_numpy
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
@@ -38,7 +39,7 @@ class DualPoint:
 
     Attributes
     ----------
-    R : ndarray of shape (n_samples, n_outputs)
+    R : array of shape (n_samples, n_outputs)
         The dual point.
     neurons : Neurons
         The network.
@@ -46,7 +47,7 @@ class DualPoint:
         The largest ``||R^T (A s)_+||`` over unit ``s`` found.
     """
 
-    R: NDArray
+    R: Array
     neurons: Neurons
     largest: float
 
@@ -76,7 +77,7 @@ class DualSearch:
         """Lower bound of the optimum, if no neuron violates more than those found, by more than a margin."""
         return self._bound(self.point.R, self.point.largest)
 
-    def _bound(self, R: NDArray, largest: float) -> float:
+    def _bound(self, R: Array, largest: float) -> float:
         return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
 
     def search(self, neurons: Neurons, *, thorough: bool) -> float:
@@ -99,35 +100,39 @@ class DualSearch:
             largest = self.found.largest
         self.refute()
 
-    def refute(self, *others: NDArray) -> None:
+    def refute(self, *others: Array) -> None:
         """Test the dual point with all that was found since: the largest of several bounds may be mistaken.
 
         Parameters
         ----------
-        *others : ndarray of shape (rank + 1, n_directions)
+        *others : array of shape (rank + 1, n_directions)
             More hidden directions to test it with.
         """
         for S in (self.found.S, *others):
             largest = float(self._values(S, self.point.R).max(initial=0.0))
             self.point = replace(self.point, largest=max(self.point.largest, largest))
 
-    def _values(self, S: NDArray, R: NDArray) -> NDArray:
-        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
-        return np.linalg.norm(self._problem.hidden(S).T @ R, axis=1) / lengths
+    def _values(self, S: Array, R: Array) -> NDArray:
+        """``||R^T (A s)_+|| / ||s||`` for each column, on the host."""
+        outputs = self._problem.rows.total(self._problem.hidden(S).T @ R)
+        return to_numpy(lengths(outputs, axis=1)) / np.maximum(to_numpy(lengths(S, axis=0)), tiny(S))
 
-    def _searched(self, R: NDArray, neurons: Neurons, stages: Stages) -> Candidates:
+    def _searched(self, R: Array, neurons: Neurons, stages: Stages) -> Candidates:
         """Climb from random points and from the most violated of the neurons and of what was last found."""
         options, found = self._options, self.found
-        A = (self._single if options.tol >= 1e-5 else self._problem).A
+        A, rows = (self._single if options.tol >= 1e-5 else self._problem).A, self._problem.rows
+        dtype = numpy_dtype(A)
         # A gap of percents needs no violation to the last digit.
         effort = math.sqrt(min(1.0, _PRECISE / options.tol))
         wanted = _QUICK_STARTS if stages is QUICK else max(8, int(effort * options.search_starts))
-        n_starts = min(wanted, affordable_starts(A, stages, effort))
-        S, U = np.hstack([neurons.S, found.S]), np.vstack([neurons.U, found.U])
-        lengths = np.maximum(np.linalg.norm(S, axis=0), np.finfo(S.dtype).tiny)
-        largest = np.argsort(-self._values(S, R), kind="stable")[:n_starts]
-        random_S, random_U = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
-        S = np.hstack([S[:, largest] / lengths[largest], random_S]).astype(A.dtype)
-        U = np.vstack([U[largest], random_U]).astype(A.dtype)
-        candidates = search(A, R.astype(A.dtype), S, U, stages=stages)
-        return verified(self._problem.A, R, candidates)
+        n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
+        S, U = concat([neurons.S, found.S], axis=1), concat([neurons.U, found.U], axis=0)
+        most_violated = np.argsort(-self._values(S, R), kind="stable")[:n_starts]
+        S, U = take(S, most_violated, axis=1), take(U, most_violated, axis=0)
+        random = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
+        random_S, random_U = (like(M.astype(dtype), A) for M in random)
+        # A short neuron may be too short for single precision.
+        S = S / lengths(S, axis=0)
+        S, U = concat([astype(S, dtype), random_S], axis=1), concat([astype(U, dtype), random_U], axis=0)
+        candidates = search(A, astype(R, dtype), S, U, stages=stages, rows=rows)
+        return verified(self._problem.A, R, candidates, rows)

@@ -91,7 +91,7 @@ class _Move:
 
 def work_per_step(problem: Problem, n_neurons: int) -> float:
     """Multiplications of one interior point step, roughly."""
-    n_samples, rank = problem.A.shape
+    n_samples, rank = problem.shape
     assembled = 0.5 * n_samples * rank**2 * n_neurons + 10.0 * rank**3 * n_neurons
     return assembled + work_of_system(problem, n_neurons)
 

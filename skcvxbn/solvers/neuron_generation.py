@@ -19,6 +19,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from skcvxbn.arrays import Array, astype, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.descent import Interrupted, descend, random_network
 from skcvxbn.solvers.dual_search import DualSearch
@@ -37,9 +38,12 @@ _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
-# Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
-_DEAR_STEP = 1e9
+# Multiplications of a descent step, at this tolerance, from which on steps are counted: fewer stages, and
+# shorter ones.
+_DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
+# The first of these see every eighth and every third row, as long as a direction has this many of them.
+_FIRST_DEAR_STRIDES, _ROWS_PER_DIRECTION = (8, 3, 1), 8
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
 _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
@@ -74,7 +78,7 @@ class _Way(Enum):
 
 
 def generate_neurons(
-    problem: Problem, options: Options, start: tuple[NDArray, NDArray] | None = None
+    problem: Problem, options: Options, start: tuple[Array, Array] | None = None
 ) -> Solution:
     """Solve problem (N) over all arrangements.
 
@@ -84,7 +88,7 @@ def generate_neurons(
         The training problem.
     options : Options
         Tolerance, limits and the source of randomness.
-    start : tuple of ndarray, optional
+    start : tuple of arrays, optional
         Hidden directions and output weights of a network to improve on.
 
     Returns
@@ -112,7 +116,7 @@ class _Generation:
         # Descent and search run in single precision: all that is reported is computed in the problem's own.
         self.single = problem.astype(np.float32)
         rank, n_outputs = problem.A.shape[1], problem.n_outputs
-        nothing = np.zeros((rank, 0), problem.A.dtype), np.zeros((0, n_outputs), problem.A.dtype)
+        nothing = zeros((rank, 0), problem.A), zeros((0, n_outputs), problem.A)
         self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
         self.duals = DualSearch(problem, self.single, options, self.neurons)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
@@ -123,12 +127,15 @@ class _Generation:
         self.several = n_outputs > 1
         self.patience = 3 if not self.several and problem.loss.box is None else 6
 
-    def begin(self, start: tuple[NDArray, NDArray] | None) -> None:
+    def begin(self, start: tuple[Array, Array] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(len(V)):
-                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL)
+                n_samples, rank = self.problem.shape
+                most = max(n_samples // (_ROWS_PER_DIRECTION * rank), 1)
+                strides = tuple(min(stride, most) for stride in _FIRST_DEAR_STRIDES)
+                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL, strides)
             elif self.several and len(V) < _LARGEST_WIDTH:
                 self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
@@ -141,7 +148,7 @@ class _Generation:
 
     def _first_size(self) -> int:
         problem = self.problem
-        strength = problem.beta / max(float(np.linalg.norm(problem.zero.R)), 1e-30)
+        strength = problem.beta / max(problem.length(problem.zero.R), 1e-30)
         wanted = _WIDTH / np.sqrt(strength)
         largest = _DEAREST_STEP / self._descent_work(1)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
@@ -166,7 +173,7 @@ class _Generation:
             )
         self._decide(progress, self.gap < _NARROWING * last_gap)
 
-    def keep(self, S: NDArray, V: NDArray) -> None:
+    def keep(self, S: Array, V: Array) -> None:
         """Take a network that an interrupt cut short, if it is the best so far."""
         neurons = Neurons.of_network(self.problem, S, V, _NEGLIGIBLE)
         if neurons.objective < self.best.objective:
@@ -203,8 +210,7 @@ class _Generation:
             self.neurons = self.neurons.resized(self.single.smoothed(rounding))
             self._descend_again()
         if most is not None and len(self.neurons) > most:
-            largest = np.argsort(-np.linalg.norm(self.neurons.S, axis=0), kind="stable")[:most]
-            self.neurons = self.neurons.take(np.sort(largest))
+            self.neurons = self.neurons.largest(most)
             self._descend_again()
         if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
             self._solve_program()
@@ -220,21 +226,30 @@ class _Generation:
         return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
-        return self._descent_work(n_neurons) > _DEAR_STEP
+        return self._descent_work(n_neurons) > _DEAR_STEP * min(_DEAR_TOL / self.options.tol, 1.0)
 
     def _descent_work(self, n_neurons: int) -> float:
         """Multiplications and additions of a step of descent, roughly."""
-        n_samples, rank = self.problem.A.shape
+        n_samples, rank = self.problem.shape
         return n_samples * n_neurons * (4.0 * rank + 6.0 * self.problem.n_outputs)
 
-    def _descend(self, S: NDArray, V: NDArray, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
+    def _descend(
+        self,
+        S: Array,
+        V: Array,
+        widths: tuple[float, ...],
+        n_steps: int,
+        tol: float,
+        strides: tuple[int, ...] = (1,),
+    ) -> None:
         # Through double precision: the product of the scales of a newcomer is small.
-        S, V = balanced(S.astype(np.float64), V.astype(np.float64))
+        S, V = balanced(astype(S, np.float64), astype(V, np.float64))
         S, V = descend(
             self.single.smoothed(self.rounding),
-            S.astype(np.float32),
-            V.astype(np.float32),
+            astype(S, np.float32),
+            astype(V, np.float32),
             widths=widths,
+            strides=strides,
             n_steps=n_steps,
             tol=max(tol, _TOL_SHARE * self.options.tol),
             deadline=self.options.deadline,
@@ -244,25 +259,24 @@ class _Generation:
         self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding)
 
     def _solve_program(self) -> None:
-        """Solve the convex program over the arrangements of the neurons."""
+        """Solve the convex program over the arrangements of the neurons, on the host."""
         # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
         relative = max(self.options.tol, 0.3 * min(self.gap, 0.3))
         accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
-        neurons = self.neurons.merged()
+        neurons = self.neurons.merged(self.problem)
         S, R = solve_over_arrangements(
-            self.problem.smoothed(self.rounding),
-            neurons.patterns,
-            neurons.U,
-            neurons.S,
+            self.problem.host.smoothed(self.rounding),
+            *(to_numpy(M) for M in (neurons.patterns, neurons.U, neurons.S)),
             tol=float(np.clip(accuracy, 1e-13, 1e-6)),
         )
+        S, R = (like(M, neurons.S) for M in (S, R))
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
         thorough = self.way is _Way.PROGRAM and self.standing_still > 0
         gap = 1 - self.duals.search(self.neurons, thorough=thorough) / self.neurons.objective
         # Rounding of s costs s / 2 ||R||^2 at most.
-        cost = 0.5 * float(np.vdot(self.neurons.R, self.neurons.R)) / self.neurons.objective
+        cost = 0.5 * self.problem.length(self.neurons.R) ** 2 / self.neurons.objective
         self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0)) / max(cost, 1.0)
         self._state_gap()
 
@@ -319,7 +333,7 @@ class _Generation:
         objective = problem.objective(S, V)
         # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.
         for cosine in _COSINES:
-            merged = best.merged(cosine)
+            merged = best.merged(problem, cosine)
             if problem.objective(merged.S, merged.U) <= objective * (1 + _MERGING * self.options.tol):
                 S, V = balanced(merged.S, merged.U)
                 objective = problem.objective(S, V)
@@ -327,7 +341,7 @@ class _Generation:
         idle = problem.zero.value
         if objective > (1 - 1e-9) * idle:
             # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.
-            S, V, objective = S[:, :0], V[:0], idle
+            S, V, objective = S[:, :0], V[:0, :], idle
         # The bound can only exceed the objective by what the solver left undone.
         lower_bound = min(lower_bound, objective)
         converged = objective - lower_bound <= self.options.tol * objective

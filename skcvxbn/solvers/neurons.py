@@ -7,7 +7,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.solvers.base import Problem, without_negligible
+from skcvxbn import in_place
+from skcvxbn.arrays import (
+    Array,
+    astype,
+    concat,
+    lengths,
+    like,
+    namespace,
+    numpy_dtype,
+    take,
+    tiny,
+    to_numpy,
+)
+from skcvxbn.solvers.base import Output, Problem, without_negligible
 from skcvxbn.solvers.output_weights import improved_sizes
 from skcvxbn.solvers.search import Candidates
 
@@ -27,84 +40,94 @@ class Neurons:
 
     Attributes
     ----------
-    S : ndarray of shape (rank + 1, n_neurons)
+    S : array of shape (rank + 1, n_neurons)
         Hidden directions, as long as the neuron is large.
-    U : ndarray of shape (n_neurons, n_outputs)
+    U : array of shape (n_neurons, n_outputs)
         Unit output directions.
-    patterns : ndarray of bool, shape (n_samples, n_neurons)
+    patterns : array of bool, shape (n_samples, n_neurons)
         Arrangements. On a kink they say on which side the neuron counts.
     objective : float
         Objective of the network they make.
-    R : ndarray of shape (n_samples, n_outputs)
+    R : array of shape (n_samples, n_outputs)
         Dual point that belongs to it.
     """
 
-    S: NDArray
-    U: NDArray
-    patterns: NDArray
+    S: Array
+    U: Array
+    patterns: Array
     objective: float
-    R: NDArray
+    R: Array
 
     @classmethod
     def of_network(
-        cls, problem: Problem, S: NDArray, V: NDArray, negligible: float, rounding: float = 0.0
+        cls, problem: Problem, S: Array, V: Array, negligible: float, rounding: float = 0.0
     ) -> Neurons:
         """Neurons of a network of any scaling, but for those of less than this share of the largest.
 
         Where the loss has kinks, its subgradients are too many to choose the dual point from: it is that of
         the loss with kinks rounded by `rounding`.
         """
-        dtype = problem.A.dtype
-        S, V = S.astype(dtype, copy=False), V.astype(dtype, copy=False)
+        dtype = numpy_dtype(problem.A)
+        S, V = astype(S, dtype), astype(V, dtype)
         alive = without_negligible(S, V, negligible)
-        S, V = S[:, alive], V[alive]
-        lengths = np.linalg.norm(V, axis=1)
-        S, U = S * lengths, V / lengths[:, None]
+        S, V = take(S, alive, axis=1), take(V, alive, axis=0)
+        sizes = lengths(V, axis=1)
+        S, U = S * sizes, V / sizes[:, None]
         H = problem.A @ S
         patterns = H > 0
-        output = problem.smoothed(rounding).at(np.maximum(H, 0, out=H) @ U)
+        output = problem.smoothed(rounding).at(in_place.relu(H) @ U)
         value = problem.loss.value(output.F) if rounding else output.value
         objective = value + problem.beta * problem.penalty(S, U)
         return cls(S, U, patterns, objective, problem.feasible(output.R))
 
     def __len__(self) -> int:
         """Return the number of neurons."""
-        return len(self.U)
+        return int(self.U.shape[0])
 
     def take(self, which: NDArray) -> Neurons:
         """Keep some of the neurons."""
-        return replace(self, S=self.S[:, which], U=self.U[which], patterns=self.patterns[:, which])
+        S, patterns = (take(M, which, axis=1) for M in (self.S, self.patterns))
+        return replace(self, S=S, U=take(self.U, which, axis=0), patterns=patterns)
 
-    def solved(self, problem: Problem, S: NDArray, R: NDArray, negligible: float) -> Neurons:
+    @property
+    def sizes(self) -> NDArray:
+        """Sizes of the neurons, on the host."""
+        return to_numpy(lengths(self.S, axis=0))
+
+    def largest(self, n_neurons: int) -> Neurons:
+        """Keep the largest neurons, in their order."""
+        return self.take(np.sort(np.argsort(-self.sizes, kind="stable")[:n_neurons]))
+
+    def solved(self, problem: Problem, S: Array, R: Array, negligible: float) -> Neurons:
         """Return the same neurons with other hidden directions, but for the negligible ones."""
         kept = replace(self, S=S, R=R).take(without_negligible(S, self.U, negligible))
         return replace(kept, objective=problem.objective(kept.S, kept.U))
 
-    def merged(self, cosine: float = _SAME) -> Neurons:
+    def merged(self, problem: Problem, cosine: float = _SAME) -> Neurons:
         """Add up neurons of one arrangement whose output directions agree."""
         first: dict[bytes, int] = {}
-        packed = np.packbits(self.patterns, axis=0).T
-        owner = np.array([first.setdefault(pattern.tobytes(), len(first)) for pattern in packed], dtype=int)
-        S, U, leaders = merge(self.S, self.U, owner, cosine)
-        return replace(self.take(leaders), S=S, U=U)
+        arrangements = problem.fingerprints(self.patterns)
+        owner = np.array([first.setdefault(row.tobytes(), len(first)) for row in arrangements], dtype=int)
+        S, U, leaders = merge(to_numpy(self.S), to_numpy(self.U), owner, cosine)
+        return replace(self.take(leaders), S=like(S, self.S), U=like(U, self.U))
 
     def joined(self, problem: Problem, newcomers: Candidates) -> Neurons:
         """Let in the newcomers whose arrangement and output direction are new."""
-        dtype = self.S.dtype
+        dtype = numpy_dtype(self.S)
         # A maximiser of the search lies on hyperplanes, where the sign of a_k^T s is rounding.
-        resolution = 1e-9 if newcomers.S.dtype == np.float64 else 1e-6
-        S, U = newcomers.S.astype(dtype), newcomers.U.astype(dtype)
-        size = _ENTRY_SIZE * float(np.linalg.norm(self.S, axis=0).max(initial=0)) if len(self) else 1e-2
-        on = problem.A @ S
-        entering = replace(self, S=size * S, U=U, patterns=on > resolution)
-        known = set(self._keys())
-        new = np.array([key not in known for key in entering._keys()], dtype=bool)
+        resolution = 1e-9 if numpy_dtype(newcomers.S) == np.float64 else 1e-6
+        S, U = astype(newcomers.S, dtype), astype(newcomers.U, dtype)
+        size = _ENTRY_SIZE * float(self.sizes.max(initial=0)) if len(self) else 1e-2
+        hidden = problem.A @ S
+        entering = replace(self, S=size * S, U=U, patterns=hidden > resolution)
+        known = set(self._keys(problem))
+        new = np.array([key not in known for key in entering._keys(problem)], dtype=bool)
         entering = entering.take(np.flatnonzero(new))
         return replace(
             self,
-            S=np.hstack([self.S, entering.S]),
-            U=np.vstack([self.U, entering.U]),
-            patterns=np.hstack([self.patterns, entering.patterns]),
+            S=concat([self.S, entering.S], axis=1),
+            U=concat([self.U, entering.U], axis=0),
+            patterns=concat([self.patterns, entering.patterns], axis=1),
         )
 
     def resized(self, problem: Problem) -> Neurons:
@@ -116,28 +139,36 @@ class Neurons:
         """
         if len(self) == 0:
             return self
-        dtype = problem.A.dtype
-        sizes = np.linalg.norm(self.S, axis=0)
-        directions, U = (self.S / sizes).astype(dtype), self.U.astype(dtype)
-        H, sizes = problem.hidden(directions), sizes.astype(dtype)
-        output = problem.at(H @ (U * sizes[:, None]))
-        value = output.value + problem.beta * float(sizes.sum())
-        decrease = np.einsum("kj,kj->j", H, output.R @ U.T) - problem.beta
-        gram = _weighted_gram(problem, H, problem.loss.row_curvature(output.F)) * (U @ U.T)
+        xp, dtype = namespace(problem.A), numpy_dtype(problem.A)
+        directions = self.S / lengths(self.S, axis=0)
+        U, sizes = astype(self.U, dtype), self.sizes.astype(dtype)
+        H = problem.hidden(astype(directions, dtype))
+
+        def output(sizes: NDArray) -> Output:
+            return problem.at(H @ (U * like(sizes, U)[:, None]))
+
+        def value(output: Output, sizes: NDArray) -> float:
+            return output.value + problem.beta * float(sizes.sum())
+
+        start = output(sizes)
+        gram = _weighted_gram(problem, H, problem.loss.row_curvature(start.F)) * (U @ U.T)
+        pull = problem.rows.total(xp.sum(H * (start.R @ U.T), axis=0))
+        # As many numbers as pairs of neurons: the quadratic program is solved on the host.
+        gram, decrease = to_numpy(gram), to_numpy(pull) - problem.beta
         move = improved_sizes(gram, gram @ sizes + decrease, sizes) - sizes
         for halving in range(_HALVINGS):
             trial = sizes + 0.5**halving * move
-            if problem.at(H @ (U * trial[:, None])).value + problem.beta * float(trial.sum()) < value:
+            if value(output(trial), trial) < value(start, sizes):
                 break
         else:
             return self
-        resized = replace(self, S=directions.astype(self.S.dtype) * trial.astype(self.S.dtype))
+        resized = replace(self, S=directions * like(trial.astype(numpy_dtype(self.S)), self.S))
         return resized.take(np.flatnonzero(trial > _NO_SIZE * trial.max(initial=0)))
 
-    def _keys(self) -> list[tuple[bytes, bytes]]:
-        packed = np.packbits(self.patterns, axis=0).T
-        rounded = np.round(self.U, 3) + 0.0
-        return [(p.tobytes(), u.tobytes()) for p, u in zip(packed, rounded, strict=True)]
+    def _keys(self, problem: Problem) -> list[tuple[bytes, bytes]]:
+        arrangements = problem.fingerprints(self.patterns)
+        rounded = np.round(to_numpy(self.U), 3) + 0.0
+        return [(a.tobytes(), u.tobytes()) for a, u in zip(arrangements, rounded, strict=True)]
 
 
 def merge(S: NDArray, U: NDArray, owner: NDArray, cosine: float) -> tuple[NDArray, NDArray, NDArray]:
@@ -186,12 +217,12 @@ def merge(S: NDArray, U: NDArray, owner: NDArray, cosine: float) -> tuple[NDArra
     return total, V / lengths[:, None], which
 
 
-def _weighted_gram(problem: Problem, H: NDArray, weight: NDArray) -> NDArray:
+def _weighted_gram(problem: Problem, H: Array, weight: Array) -> Array:
     """Inner products of the columns of `H`, rows weighted, without what the bias reaches."""
-    roots = np.sqrt(weight)
+    roots = namespace(H).sqrt(weight)
     weighted = roots * H
     if problem.fit_intercept:
         direction = roots[:, 0] * problem.A[:, -1]
-        direction /= max(float(np.linalg.norm(direction)), float(np.finfo(direction.dtype).tiny))
-        weighted -= np.outer(direction, direction @ weighted)
-    return weighted.T @ weighted
+        direction /= max(problem.length(direction), tiny(direction))
+        weighted -= direction[:, None] * problem.rows.total(direction @ weighted)
+    return problem.rows.total(weighted.T @ weighted)

@@ -187,7 +187,7 @@ class FactorisedSystem:
 
 def work_of_system(problem: Problem, n_neurons: int) -> float:
     """Multiplications to factorise the system and solve it for the directions of one step, roughly."""
-    n_samples, rank = problem.A.shape
+    n_samples, rank = problem.shape
     part = _largest_part(problem, rank * n_neurons)
     smaller = min(part, n_samples) if problem.n_outputs == 1 else part
     factor = 0.5 * n_samples * part * smaller + smaller**3 / 6
@@ -196,7 +196,7 @@ def work_of_system(problem: Problem, n_neurons: int) -> float:
 
 def _largest_part(problem: Problem, unknowns: int) -> int:
     """How many directions the preconditioner may keep."""
-    if problem.n_outputs == 1 and len(problem.A) <= _LARGEST_ROWS:
+    if problem.n_outputs == 1 and problem.shape[0] <= _LARGEST_ROWS:
         return unknowns
     return min(unknowns, _LARGEST_FACTOR)
 

@@ -20,6 +20,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from skcvxbn import in_place
+from skcvxbn.arrays import (
+    Array,
+    Rows,
+    astype,
+    lengths,
+    like,
+    namespace,
+    numpy_dtype,
+    positive_part,
+    take,
+    to_numpy,
+)
+
 _STANDSTILL = 1e-10
 
 
@@ -62,6 +76,7 @@ _SHARP = 1e-12
 # On many rows a sample of about this many is climbed on; all of them have the last word.
 _SAMPLE_ROWS = 2**13
 _LAST_WORD = (Stage(4, 10, None, 0.0),)
+_ALL_ROWS = Rows()
 
 
 @dataclass(frozen=True)
@@ -70,16 +85,16 @@ class Candidates:
 
     Attributes
     ----------
-    S : ndarray of shape (rank + 1, n_candidates)
+    S : array of shape (rank + 1, n_candidates)
         Unit hidden directions.
-    U : ndarray of shape (n_candidates, n_outputs)
+    U : array of shape (n_candidates, n_outputs)
         Unit output directions.
     values : ndarray of shape (n_candidates,)
-        ``||R^T (A s)_+||``, in decreasing order.
+        ``||R^T (A s)_+||``, in decreasing order, on the host.
     """
 
-    S: NDArray
-    U: NDArray
+    S: Array
+    U: Array
     values: NDArray
 
     @property
@@ -89,12 +104,13 @@ class Candidates:
 
     def take(self, which: NDArray) -> Candidates:
         """Keep some of the candidates."""
-        return Candidates(self.S[:, which], self.U[which], self.values[which])
+        return Candidates(take(self.S, which, axis=1), take(self.U, which, axis=0), self.values[which])
 
 
-def affordable_starts(A: NDArray, stages: Stages, effort: float = 1.0) -> int:
+def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of a share of the full effort may have on data of this size, at least 8."""
-    climbed = A.size / _stride(A)
+    n_rows, rank = rows.count(A), A.shape[1]
+    climbed = n_rows * rank / _stride(n_rows, rank)
     work_per_start = 2.0 * climbed * sum(stage.n_outer * stage.n_inner for stage in stages)
     return max(8, int(effort * _AFFORDABLE[stages] / work_per_start))
 
@@ -110,25 +126,28 @@ def random_starts(
 
 
 def search(
-    A: NDArray,
-    R: NDArray,
-    S: NDArray,
-    U: NDArray,
+    A: Array,
+    R: Array,
+    S: Array,
+    U: Array,
     *,
     stages: Stages = QUICK,
+    rows: Rows = _ALL_ROWS,
 ) -> Candidates:
     """Local maxima of ``||R^T (A s)_+||`` over unit ``s``, climbed from given starts.
 
     Parameters
     ----------
-    A : ndarray of shape (n_samples, rank + 1)
+    A : array of shape (n_samples, rank + 1)
         Whitened rows.
-    R : ndarray of shape (n_samples, n_outputs)
+    R : array of shape (n_samples, n_outputs)
         The residual, or any dual point.
-    S, U : ndarray of shape (rank + 1, n_starts) and (n_starts, n_outputs)
+    S, U : array of shape (rank + 1, n_starts) and (n_starts, n_outputs)
         Starting hidden and output directions, of any length.
     stages : tuple of Stage
         Effort: each stage goes on from the best points of the one before.
+    rows : Rows
+        How to sum over the rows.
 
     Returns
     -------
@@ -136,119 +155,121 @@ def search(
         Distinct local maxima.
     """
     S, U = _unit(S, axis=0), _unit(U, axis=1)
-    if _stride(A) > 1:
-        sample, sampled_R = _sample(A, R)
-        found = search(sample, sampled_R, S, U, stages=stages)
+    stride = _stride(rows.count(A), A.shape[1])
+    if stride > 1:
+        found = search(*_sample(A, R, stride, rows), S, U, stages=stages, rows=rows)
         S, U, stages = found.S, found.U, _LAST_WORD
-    values = np.zeros(S.shape[1])
+    found = Candidates(S, U, np.zeros(S.shape[1]))
     for stage in stages:
-        S, U, values = _climb(A, R, S, U, stage)
+        S, U, values = _climb(A, R, found.S, found.U, stage, rows)
+        found = _ordered(S, U, to_numpy(values))
         # Duplicates go before the best are kept, or those around one maximum would crowd out the rest.
-        order = np.argsort(-values, kind="stable")
-        order = order[_distinct(S[:, order], U[order])][: stage.n_kept]
-        S, U, values = S[:, order], U[order], values[order]
-    return Candidates(S, U, values)
+        found = found.take(_distinct(found.S, found.U)[: stage.n_kept])
+    return found
 
 
-def _stride(A: NDArray) -> int:
-    rows = max(_SAMPLE_ROWS, 16 * A.shape[1])
-    return len(A) // rows if len(A) >= 4 * rows else 1
+def _ordered(S: Array, U: Array, values: NDArray) -> Candidates:
+    return Candidates(S, U, values).take(np.argsort(-values, kind="stable"))
 
 
-def _sample(A: NDArray, R: NDArray) -> tuple[NDArray, NDArray]:
+def _stride(n_rows: int, rank: int) -> int:
+    enough = max(_SAMPLE_ROWS, 16 * rank)
+    return n_rows // enough if n_rows >= 4 * enough else 1
+
+
+def _sample(A: Array, R: Array, stride: int, rows: Rows) -> tuple[Array, Array]:
     """Evenly spaced rows, scaled so that the columns of the sample have at most length one together."""
-    stride = _stride(A)
-    rows = np.ascontiguousarray(A[::stride])
-    return rows / np.linalg.norm(rows, 2), np.ascontiguousarray(R[::stride])
+    every = np.arange(0, A.shape[0], stride)
+    sample = take(A, every, axis=0)
+    gram = to_numpy(rows.total(sample.T @ sample)).astype(np.float64)
+    return sample / math.sqrt(np.linalg.eigvalsh(gram)[-1]), take(R, every, axis=0)
 
 
-def verified(A: NDArray, R: NDArray, candidates: Candidates) -> Candidates:
+def verified(A: Array, R: Array, candidates: Candidates, rows: Rows = _ALL_ROWS) -> Candidates:
     """Return the same candidates with values in the precision of `A`, whatever they were found in."""
-    S, U = _unit(candidates.S.astype(A.dtype), axis=0), _unit(candidates.U.astype(A.dtype), axis=1)
-    U, values = _evaluate(A, R, S, U)
-    order = np.argsort(-values, kind="stable")
-    return Candidates(S[:, order], U[order], values[order])
+    dtype = numpy_dtype(A)
+    S, U = _unit(astype(candidates.S, dtype), axis=0), _unit(astype(candidates.U, dtype), axis=1)
+    U, values = _evaluate(A, R, S, U, rows)
+    return _ordered(S, U, to_numpy(values))
 
 
-def _climb(A: NDArray, R: NDArray, S: NDArray, U: NDArray, stage: Stage) -> tuple[NDArray, ...]:
+def _climb(A: Array, R: Array, S: Array, U: Array, stage: Stage, rows: Rows) -> tuple[Array, ...]:
     """Convex-concave steps from each start; a start that they do not improve on stays as it is."""
-    start_S, start_U, start_values = S, *_evaluate(A, R, S, U)
+    xp, dtype = namespace(A), numpy_dtype(A)
+    start_S, start_U, start_values = S, *_evaluate(A, R, S, U, rows)
     V = R @ U.T
-    lower = np.maximum(-V, 0)
+    lower = positive_part(-V)
     hidden = A @ S
-    multipliers = lower * (hidden > 0)
-    widths = stage.width / math.sqrt(len(A)) * np.resize(_SHARES, S.shape[1]).astype(A.dtype)
+    multipliers = lower * astype(hidden > 0, dtype)
+    widths = stage.width / math.sqrt(rows.count(A)) * np.resize(_SHARES, S.shape[1])
     for sharpening in np.geomspace(1, _SHARPENING, stage.n_outer).tolist():
-        gradient = A.T @ (np.maximum(V, 0) * _slope(hidden, widths / sharpening))
-        multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, stage.n_inner)
-        norm = np.linalg.norm(direction, axis=0)
-        new_S = np.where(norm > 0, direction / np.where(norm > 0, norm, 1.0), S)
-        moved, S = float(np.abs(new_S - S).max()), new_S
+        slope = _slope(hidden, widths / sharpening)
+        gradient = rows.total(A.T @ (positive_part(V) * slope))
+        multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, stage.n_inner, rows)
+        new_S = _unit(direction, axis=0, zeros=S)
+        moved, S = float(xp.max(xp.abs(new_S - S))), new_S
         if moved < _STANDSTILL:
             break
         hidden = A @ S
         if R.shape[1] > 1:
-            U = _output_directions(R, hidden, U)
+            U = _output_directions(R, hidden, U, rows)
             V = R @ U.T
-            lower = np.maximum(-V, 0)
-            multipliers = np.minimum(multipliers, lower)
-    U, values = _evaluate(A, R, S, U)
+            lower = positive_part(-V)
+            multipliers = xp.minimum(multipliers, lower)
+    U, values = _evaluate(A, R, S, U, rows)
     worse = values < start_values
     return (
-        np.where(worse, start_S, S),
-        np.where(worse[:, None], start_U, U),
-        np.maximum(values, start_values),
+        xp.where(worse, start_S, S),
+        xp.where(worse[:, None], start_U, U),
+        xp.maximum(values, start_values),
     )
 
 
-def _slope(hidden: NDArray, widths: NDArray) -> NDArray:
+def _slope(hidden: Array, widths: NDArray) -> Array:
     """Slope of the ReLU with its kink rounded over ``[-width, width]``, by columns."""
     if not widths.any():
-        return hidden > 0
-    slope = hidden * (0.5 / np.maximum(widths, _SHARP))
+        return astype(hidden > 0, numpy_dtype(hidden))
+    slope = hidden * like((0.5 / np.maximum(widths, _SHARP)).astype(numpy_dtype(hidden)), hidden)
     slope += 0.5
-    return np.minimum(np.maximum(slope, 0, out=slope), 1, out=slope)
+    return in_place.clip(slope, 1.0, out=slope)
 
 
-def _evaluate(A: NDArray, R: NDArray, S: NDArray, U: NDArray) -> tuple[NDArray, NDArray]:
+def _evaluate(A: Array, R: Array, S: Array, U: Array, rows: Rows) -> tuple[Array, Array]:
     """Best output directions and the values there; with one output the sign of `U` is kept."""
     hidden = A @ S
     if R.shape[1] > 1:
-        U = _output_directions(R, hidden, U)
-    return U, np.einsum("kj,kj->j", np.maximum(hidden, 0), R @ U.T)
+        U = _output_directions(R, hidden, U, rows)
+    return U, rows.total(namespace(A).sum(positive_part(hidden) * (R @ U.T), axis=0))
 
 
-def _output_directions(R: NDArray, hidden: NDArray, U: NDArray) -> NDArray:
-    outputs = np.maximum(hidden, 0).T @ R
-    norm = np.linalg.norm(outputs, axis=1, keepdims=True)
-    return np.where(norm > 0, outputs / np.where(norm > 0, norm, 1.0), U)
+def _output_directions(R: Array, hidden: Array, U: Array, rows: Rows) -> Array:
+    return _unit(rows.total((R.T @ positive_part(hidden)).T), axis=1, zeros=U)
 
 
 def _box_least_squares(
-    A: NDArray, target: NDArray, upper: NDArray, start: NDArray, n_iter: int
-) -> tuple[NDArray, NDArray]:
+    A: Array, target: Array, upper: Array, start: Array, n_iter: int, rows: Rows
+) -> tuple[Array, Array]:
     """Accelerated projected gradient for ``min ||target - A^T x||`` over ``0 <= x <= upper``, by columns."""
-    x, extrapolated, momentum = start.copy(), start, 1.0
+    x, extrapolated, momentum = start + 0.0, start, 1.0
     for _ in range(n_iter):
-        new = A @ (target - A.T @ extrapolated)
+        new = A @ (target - rows.total(A.T @ extrapolated))
         new += extrapolated
-        np.maximum(new, 0, out=new)
-        np.minimum(new, upper, out=new)
+        in_place.clip(new, upper, out=new)
         new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         # The old point is not needed again: its memory takes the extrapolated one.
-        np.subtract(new, x, out=x)
+        in_place.subtract(new, x, out=x)
         x *= (momentum - 1) / new_momentum
         x += new
         x, extrapolated, momentum = new, x, new_momentum
-    return x, target - A.T @ x
+    return x, target - rows.total(A.T @ x)
 
 
-def _distinct(S: NDArray, U: NDArray) -> NDArray:
+def _distinct(S: Array, U: Array) -> NDArray:
     """Indices of columns that differ from every earlier one, in hidden or in output direction."""
     # In two or three dimensions maxima on neighbouring kinks can lie this close together; in more, the
     # room goes to points that are apart.
-    cosine = 1 - 1e-6 if len(S) <= 3 else 0.9998
-    similar = np.minimum(S.T @ S, U @ U.T) > cosine
+    cosine = 1 - 1e-6 if S.shape[0] <= 3 else 0.9998
+    similar = to_numpy(namespace(S).minimum(S.T @ S, U @ U.T) > cosine)
     keep: list[int] = []
     dropped = np.zeros(len(similar), dtype=bool)
     for i in range(len(similar)):
@@ -258,6 +279,9 @@ def _distinct(S: NDArray, U: NDArray) -> NDArray:
     return np.array(keep, dtype=int)
 
 
-def _unit(M: NDArray, axis: int) -> NDArray:
-    norm = np.linalg.norm(M, axis=axis, keepdims=True)
-    return M / np.where(norm > 0, norm, 1.0)
+def _unit(M: Array, axis: int, zeros: Array | None = None) -> Array:
+    """Columns or rows of length one; zeros are those of another matrix, or stay."""
+    xp, norm = namespace(M), lengths(M, axis=axis)
+    norm = norm[None, :] if axis == 0 else norm[:, None]
+    unit = M / xp.where(norm > 0, norm, 1.0)
+    return unit if zeros is None else xp.where(norm > 0, unit, zeros)

@@ -62,7 +62,7 @@ def test_neurons_of_the_same_kind_merge_and_the_network_stays():
         U=np.vstack([neurons.U, neurons.U[:1]]),
         patterns=np.hstack([neurons.patterns, neurons.patterns[:, :1]]),
     )
-    merged = double.merged()
+    merged = double.merged(problem)
     assert len(merged) == len(neurons)
     before = problem.hidden(double.S) @ double.U
     np.testing.assert_allclose(problem.hidden(merged.S) @ merged.U, before, atol=1e-12)

@@ -1,0 +1,168 @@
+"""What the library needs of arrays beyond the array API standard, for NumPy, PyTorch and any other library.
+
+Numerical code is written once, against the namespace of the arrays it is given (`namespace`). Arrays of a
+training problem stay where they are; decisions are taken on the host, with NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array, to_device
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = [
+    "Array",
+    "Rows",
+    "astype",
+    "concat",
+    "eps",
+    "identity",
+    "inner",
+    "lengths",
+    "like",
+    "namespace",
+    "numpy_dtype",
+    "on_processor",
+    "positive_part",
+    "row_blocks",
+    "take",
+    "tiny",
+    "to_numpy",
+    "zeros",
+]
+
+# An array of any library that follows the array API standard.
+Array = Any
+
+_NAMESPACES: dict[type, Any] = {}
+
+# Rows that a processor takes together: so many that what they need stays in its cache.
+_BLOCK = 1024
+# Numbers that the rows of a pattern are told apart by. Their sums are exact in float64 up to 2^27 rows.
+_N_NUMBERS, _NUMBER_BITS = 3, 26
+
+
+class Rows:
+    """Sums and extremes over all training rows; those at hand are all of them.
+
+    Everything that training asks of the rows together passes through here: where each process has some of
+    them, the processes need to talk about nothing else.
+    """
+
+    def total(self, x: Array) -> Array:
+        """Sum over the rows of all processes, given the sum over those at hand."""
+        return x
+
+    def totals(self, *sums: Array) -> list[float]:
+        """Several such sums that are one number each, on the host."""
+        return to_numpy(self.total(namespace(sums[0]).stack(sums))).tolist()
+
+    def largest(self, x: Array) -> Array:
+        """Elementwise maximum over the rows of all processes, given that over those at hand."""
+        return x
+
+    def gathered(self, M: Array) -> Array:
+        """Rows of all processes below one another, given those at hand."""
+        return M
+
+    def count(self, x: Array) -> int:
+        """Return the number of rows of all processes, given an array of those at hand."""
+        return int(x.shape[0])
+
+    def numbers(self, n_rows: int) -> NDArray[np.float64]:
+        """Random whole numbers, of shape (n_numbers, n_rows): other ones in every process."""
+        return np.random.RandomState(0).randint(2**_NUMBER_BITS, size=(_N_NUMBERS, n_rows)).astype(np.float64)
+
+
+def namespace(x: Array) -> Any:
+    """Array API namespace of an array."""
+    # Asked for so often that on a small problem the answer would cost as much as the arithmetic.
+    known = _NAMESPACES.get(type(x))
+    return _NAMESPACES.setdefault(type(x), array_namespace(x)) if known is None else known
+
+
+def to_numpy(x: Array) -> NDArray[Any]:
+    """Return the array in NumPy; a NumPy array is returned as it is."""
+    return x if is_numpy_array(x) else np.asarray(to_device(x, "cpu") if is_torch_array(x) else x)
+
+
+def like(x: NDArray[Any], other: Array) -> Array:
+    """Return a NumPy array, its precision kept, in the library and on the device of another array."""
+    if is_numpy_array(other):
+        return x
+    # A copy: libraries share memory with NumPy where they can, and warn where they may not write to it.
+    return namespace(other).asarray(np.array(x), device=device(other))
+
+
+def numpy_dtype(x: Array) -> np.dtype[Any]:
+    """NumPy's name for the precision of an array."""
+    return np.dtype(str(x.dtype).rpartition(".")[2])
+
+
+def astype(x: Array, dtype: DTypeLike) -> Array:
+    """Return the array in a precision that is given in NumPy's terms."""
+    xp = namespace(x)
+    return xp.astype(x, getattr(xp, np.dtype(dtype).name), copy=False)
+
+
+def eps(x: Array) -> float:
+    """Precision of the numbers of an array."""
+    return float(np.finfo(numpy_dtype(x)).eps)
+
+
+def tiny(x: Array) -> float:
+    """Smallest normal number of an array's precision."""
+    return float(np.finfo(numpy_dtype(x)).tiny)
+
+
+def take(x: Array, which: NDArray[Any], axis: int) -> Array:
+    """Entries along an axis, given by a mask or by positions, in NumPy."""
+    if which.dtype == np.bool_:
+        which = np.flatnonzero(which)
+    return namespace(x).take(x, like(which, x), axis=axis)
+
+
+def zeros(shape: tuple[int, ...], other: Array) -> Array:
+    """Zeros in the precision, library and place of another array."""
+    return namespace(other).zeros(shape, dtype=other.dtype, device=device(other))
+
+
+def identity(size: int, other: Array) -> Array:
+    """Identity matrix in the precision, library and place of another array."""
+    return namespace(other).eye(size, dtype=other.dtype, device=device(other))
+
+
+def concat(arrays: list[Array], axis: int) -> Array:
+    """Join arrays along an axis."""
+    return namespace(arrays[0]).concat(arrays, axis=axis)
+
+
+def inner(x: Array, y: Array) -> Array:
+    """Inner product of all entries, without a table of their products."""
+    xp = namespace(x)
+    return xp.reshape(x, (-1,)) @ xp.reshape(y, (-1,))
+
+
+def lengths(M: Array, axis: int) -> Array:
+    """Euclidean norms along an axis."""
+    xp = namespace(M)
+    return xp.sqrt(xp.sum(M * M, axis=axis))
+
+
+def positive_part(x: Array) -> Array:
+    """``max(x, 0)``."""
+    # For torch a scalar would be moved to the device first.
+    return x.clamp(min=0) if is_torch_array(x) else namespace(x).maximum(x, 0)
+
+
+def on_processor(x: Array) -> bool:
+    """Whether an array is in the memory of the host."""
+    return str(device(x)) == "cpu"
+
+
+def row_blocks(x: Array) -> list[slice]:
+    """Slices of the rows: few at a time on a processor, all of them on a GPU."""
+    size = _BLOCK if on_processor(x) else max(x.shape[0], 1)
+    return [slice(start, start + size) for start in range(0, x.shape[0], size)]
