@@ -248,7 +248,8 @@ class _Program:
     def network_objective(self, S: Floats, V: Floats, shift: Floats) -> float:
         """Evaluate (N): the objective of the real network, with its own activations."""
         fitted = np.maximum(self.A @ S, 0) @ V + np.outer(self.A[:, -1], shift)
-        return self.loss.value(fitted) + self.beta * float(np.linalg.norm(S, axis=0) @ np.linalg.norm(V, axis=1))
+        penalty = np.linalg.norm(S, axis=0) @ np.linalg.norm(V, axis=1)
+        return self.loss.value(fitted) + self.beta * float(penalty)
 
 
 def _written_out(loss: Loss, F: Any) -> tuple[Any, list[Any]]:
@@ -297,8 +298,7 @@ def _project_on_cone(cone: Floats, target: Floats) -> Floats:
     """
     # In units of the target: the tolerance of nnls is absolute in some versions of SciPy.
     n, length = len(cone), np.linalg.norm(target) or 1.0
-    rows = np.vstack([cone.T, _RIDGE * np.eye(n)])
-    mu, _ = nnls(rows, np.append(-target / length, np.zeros(n)), maxiter=50 * n)
+    mu, _ = nnls(np.vstack([cone.T, _RIDGE * np.eye(n)]), np.r_[-target / length, np.zeros(n)], 50 * n)
     return target + length * (cone.T @ mu)
 
 
