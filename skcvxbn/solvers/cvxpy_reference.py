@@ -298,7 +298,7 @@ def _project_on_cone(cone: Floats, target: Floats) -> Floats:
     """
     # In units of the target: the tolerance of nnls is absolute in some versions of SciPy.
     n, length = len(cone), np.linalg.norm(target) or 1.0
-    mu, _ = nnls(np.vstack([cone.T, _RIDGE * np.eye(n)]), np.r_[-target / length, np.zeros(n)], 50 * n)
+    mu, _ = nnls(np.vstack([cone.T, _RIDGE * np.eye(n)]), np.pad(-target / length, (0, n)), maxiter=50 * n)
     return target + length * (cone.T @ mu)
 
 
