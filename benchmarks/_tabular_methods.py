@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
-from skcvxbn import ConvexBNClassifier, ConvexBNRegressor
+from skcvxbn import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor, ConvexBNRegressorCV
 
 
 def _scaled(model: BaseEstimator) -> Pipeline:
@@ -40,6 +40,7 @@ PEERS: dict[str, tuple[BaseEstimator, BaseEstimator]] = {
 }
 OURS: dict[str, tuple[BaseEstimator, BaseEstimator]] = {
     "skcvxbn": (ConvexBNRegressor(), ConvexBNClassifier()),
+    "skcvxbn-cv": (ConvexBNRegressorCV(), ConvexBNClassifierCV()),
 }
 
 
@@ -53,7 +54,8 @@ def candidates(
         if name in PEERS:
             models[name] = model
             continue
-        for setting in [{"beta_ratio": ratio} | parameters for ratio in ratios] or [parameters]:
+        chosen = [] if name.endswith("-cv") else ratios
+        for setting in [{"beta_ratio": ratio} | parameters for ratio in chosen] or [parameters]:
             text = ", ".join(f"{key}={value!r}" for key, value in setting.items())
             models[f"{name}({text})" if text else name] = clone(model).set_params(**setting)
     return models

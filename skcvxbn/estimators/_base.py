@@ -35,7 +35,7 @@ _LARGEST_PROVABLE_RANK = 10
 # Weight decay as a share of the one that leaves no neuron, when the user chooses none.
 DEFAULT_BETA_RATIO = 0.01
 # Shrinkage of the classifiers, when the user leaves the strength of the regularization to the library.
-DEFAULT_SHRINKAGE = 0.2
+DEFAULT_SHRINKAGE = 0.3
 
 
 class NetworkEstimator(BaseEstimator):

@@ -16,7 +16,7 @@ from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
 from skcvxbn.backend import within_memory
-from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
+from skcvxbn.estimators._base import ConvexBNEstimator
 from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
 
 
@@ -49,7 +49,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Weight decay, absolute, as in the paper: it multiplies a sum of squares over the neurons while the
         loss is a sum over rows, so the same `beta` regularizes less when there are more rows. None means
         ``beta_ratio * beta_max_``.
-    beta_ratio : float, default=0.01
+    beta_ratio : float, default=0.003
         Weight decay as a share of `beta_max_`, the smallest one for which no neuron is worth its price.
         It has no units, which makes it the parameter to search over. Used when `beta` is None.
     loss : {"log_loss", "squared_error", "hinge", "squared_hinge"}, default="log_loss"
@@ -73,7 +73,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         by the standard deviation that it would have if the features carried noise
         (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
         features are correlated, or about as many as the rows.
-        "auto" is 0.2 if `beta` is None; with an absolute `beta` it is 0, which states the problem of the
+        "auto" is 0.3 if `beta` is None; with an absolute `beta` it is 0, which states the problem of the
         paper.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
@@ -95,7 +95,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     solver : {"auto", "cvxpy"}, default="auto"
         "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
-    tol : float, default=1e-2
+    tol : float, default=0.05
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
@@ -210,7 +210,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         self,
         *,
         beta: float | None = None,
-        beta_ratio: float = DEFAULT_BETA_RATIO,
+        beta_ratio: float = 0.003,
         loss: str = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
         shrinkage: float | str = "auto",
@@ -219,7 +219,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         n_arrangements: int = 500,
         max_neurons: int | None = None,
         solver: str = "auto",
-        tol: float = 1e-2,
+        tol: float = 0.05,
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 512,

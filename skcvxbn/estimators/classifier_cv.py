@@ -39,7 +39,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         Weights of the classes, by which the weights of their rows are multiplied: a dict from labels to
         positive numbers (one for labels that are absent), or "balanced", which makes the total weights of
         all classes equal and leaves their sum as it is.
-    shrinkage : float, default=0.2
+    shrinkage : float, default=0.3
         Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
         out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
         directions in which the data hardly vary count as much as the others. With it, a neuron is divided
@@ -66,7 +66,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     solver : {"auto", "cvxpy"}, default="auto"
         "auto" is the solver of this library. "cvxpy" hands the convex program to an interior-point method
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
-    tol : float, default=1e-2
+    tol : float, default=0.05
         Relative gap ``dual_gap_ / objective_`` at which training stops.
     max_iter : int, default=20
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
@@ -223,7 +223,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         n_arrangements: int = 500,
         max_neurons: int | None = None,
         solver: str = "auto",
-        tol: float = 1e-2,
+        tol: float = 0.05,
         max_iter: int = 20,
         max_time: float | None = None,
         search_starts: int = 512,

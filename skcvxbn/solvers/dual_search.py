@@ -26,8 +26,9 @@ from skcvxbn.solvers.search import (
 _QUICK_STARTS = 64
 # Tolerance from which on a looser one takes fewer starts.
 _PRECISE = 1e-4
-# Batches of random starts, at most, behind the bound that is reported; the first two are always taken.
-_BATCHES = (THOROUGH, SHARP, SHARP)
+# Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
+# this tolerance on its margin covers what short climbs miss.
+_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
@@ -92,7 +93,8 @@ class DualSearch:
     def confirm(self) -> None:
         """Search the best dual point from fresh starts until a batch of them finds nothing larger."""
         largest = 0.0
-        for number, stages in enumerate(_BATCHES, start=1):
+        batches = _BATCHES if self._options.tol < _LOOSE else _LOOSE_BATCHES
+        for number, stages in enumerate(batches, start=1):
             self.found = self._searched(self.point.R, self.point.neurons, stages)
             raised = self.found.largest > largest * (1 + 1e-3 * self._options.tol)
             if number > 1 and not raised:

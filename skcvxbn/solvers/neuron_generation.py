@@ -47,6 +47,8 @@ _FIRST_DEAR_STRIDES, _ROWS_PER_DIRECTION = (8, 3, 1), 8
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
 _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
+# From this tolerance on half as many will do.
+_LOOSE = 3e-2
 _NEWCOMERS = 96
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
@@ -60,8 +62,9 @@ _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
-# With several outputs and dear steps a gap above this is out of reach once a round gains less than the other.
-_FAR, _FAR_GIVE_UP, _FAR_WORK = 1e-2, 2e-3, 5e8
+# With several outputs and dear steps a gap above this is out of reach once a round gains less than the others, the
+# last a share of the tolerance.
+_FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.5, 5e8
 # Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
 # first of these that costs less than this share of the tolerance.
 _COSINES, _MERGING = (0.99, 0.9999, 1 - 1e-6), 1e-2
@@ -152,6 +155,8 @@ class _Generation:
         wanted = _WIDTH / np.sqrt(strength)
         largest = _DEAREST_STEP / self._descent_work(1)
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
+        if self.options.tol >= _LOOSE:
+            size //= 2
         return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
     def round(self) -> None:
@@ -319,7 +324,7 @@ class _Generation:
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
         far = self.several and self._work() > _FAR_WORK and self.gap > _FAR
-        if far and self.n_iter > 1 and progress < _FAR_GIVE_UP:
+        if far and self.n_iter > 1 and progress < max(_FAR_GIVE_UP, _FAR_SHARE * self.options.tol):
             self.standing_still = self.patience
 
     def solution(self) -> Solution:
