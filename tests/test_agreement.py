@@ -42,7 +42,7 @@ def network_objective(problem, S, V):
     R = problem.loss.target - np.maximum(problem.A @ S, 0) @ V
     if problem.fit_intercept:
         bias = problem.A[:, -1:]
-        R = R - bias @ np.linalg.lstsq(bias, R)[0]
+        R = R - bias @ np.linalg.lstsq(bias, R, rcond=None)[0]
     penalty = sum(np.linalg.norm(s) * np.linalg.norm(v) for s, v in zip(S.T, V, strict=True))
     return 0.5 * np.sum(R**2) + problem.beta * penalty
 

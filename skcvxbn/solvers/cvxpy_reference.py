@@ -38,6 +38,8 @@ Patterns = NDArray[np.bool_]
 _ZERO_SHARE, _ZERO_LENGTH = 1e-6, 1e-7
 # Longer steps, as by default, can end so close to the boundary of an exponential cone that none can follow.
 _STEP = 0.9
+# Weight of ||mu|| in a projection: without, the equations for mu are singular where many give one point.
+_RIDGE = 1e-7
 # The semidefinite bound uses this many of a cone's inequalities: any subset is valid, all are slow.
 _SDP_ROWS = 30
 
@@ -213,35 +215,35 @@ class _Program:
         """Return the blocks (q, m), the intercept's coefficients (C,), the dual point and cvxpy's status."""
         import cvxpy as cp
 
-        fitted = cp.Variable(self.loss.shape)
-        shift = cp.Variable((1, fitted.shape[1]))
-        H = cp.Variable((self.A.shape[1], max(index.size, 1)))
-        network, cells = 0, H == 0
-        if index.size:
-            D = self.arrangements[:, index].astype(np.float64)
-            network = cp.multiply(D, self.A @ H) @ G
-            cells = cp.multiply(2 * D - 1, self.A @ H) >= 0
-        fit = fitted == network + self.A[:, -1:] @ shift
+        fitted, shift = cp.Variable(self.loss.shape), cp.Variable((1, self.loss.shape[1]))
+        network, H = self.A[:, -1:] @ shift, None
         value, constraints = _written_out(self.loss, fitted)
-        constraints += [fit, cells]
+        # Without neurons no H: one that is held at zero, next to its penalty, has stopped the solver.
+        if index.size:
+            H = cp.Variable((self.A.shape[1], index.size))
+            D = self.arrangements[:, index].astype(np.float64)
+            network += cp.multiply(D, self.A @ H) @ G
+            value += self.beta * cp.sum(cp.norm(H, 2, axis=0))
+            constraints.append(cp.multiply(2 * D - 1, self.A @ H) >= 0)
+        fit = fitted == network
         if not self.fit_intercept:
             constraints.append(shift == 0)
         elif isinstance(self.loss, Softmax):
             # A constant added to all outputs changes nothing.
             constraints.append(cp.sum(shift) == 0)
-        problem = cp.Problem(cp.Minimize(value + self.beta * cp.sum(cp.norm(H, 2, axis=0))), constraints)
+        problem = cp.Problem(cp.Minimize(value), [fit, *constraints])
         tolerances = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), self.tol)
         with warnings.catch_warnings(), suppress(cp.SolverError):
             # cvxpy warns of an inaccurate solution: the status and the gap to the lower bound say it better.
             warnings.simplefilter("ignore", UserWarning)
             problem.solve(cp.CLARABEL, verbose=self.verbose, max_step_fraction=_STEP, **tolerances)
-        if H.value is None:
+        if fitted.value is None:
             raise RuntimeError(f"cvxpy (CLARABEL) found no solution: status {problem.status}.")
-        b = shift.value[0] if self.fit_intercept else np.zeros(fitted.shape[1])
+        S = np.zeros((self.A.shape[1], 0)) if H is None else H.value
         R = _in_domain(self.loss, fit.dual_value)
         if self.fit_intercept:
             R = self.loss.balanced(R, self.A[:, -1])
-        return H.value[:, : index.size], b, R, str(problem.status)
+        return S, self.fit_intercept * shift.value[0], R, str(problem.status)
 
     def network_objective(self, S: Floats, V: Floats, shift: Floats) -> float:
         """Evaluate (N): the objective of the real network, with its own activations."""
@@ -294,8 +296,10 @@ def _project_on_cone(cone: Floats, target: Floats) -> Floats:
     Whatever mu >= 0, || target + cone^T mu || >= target^T h for all unit h in the cone: its length is an
     upper bound of the maximum even when mu is not exact, and the maximum itself when it is.
     """
-    mu, _ = nnls(cone.T, -target, maxiter=50 * cone.shape[0])
-    return target + cone.T @ mu
+    # In units of the target: the tolerance of nnls is absolute in some versions of SciPy.
+    n, length = len(cone), np.linalg.norm(target) or 1.0
+    mu, _ = nnls(np.vstack([cone.T, _RIDGE * np.eye(n)]), np.pad(-target / length, (0, n)), maxiter=50 * n)
+    return target + length * (cone.T @ mu)
 
 
 def _violated_pairs(
@@ -327,8 +331,7 @@ def _ascend(M: Floats, cone: Floats, g: Floats, n_iter: int = 30) -> tuple[Float
         if length <= value * (1 + 1e-12) or length == 0:
             break
         value = length
-        image = M.T @ h
-        g = image / np.linalg.norm(image)
+        g = M.T @ h / np.linalg.norm(M.T @ h)
     return _project_on_cone(cone, M @ g), g
 
 
@@ -336,11 +339,9 @@ def _dual_bound(
     A: Floats, loss: Loss, beta: float, R: Floats, arrangements: Patterns
 ) -> tuple[float, Floats, str]:
     """Dual value of the best feasible multiple of a dual point, that multiple, how feasibility was shown."""
-    largest, bound = 0.0, "cone"
+    largest, bound = 0.0, "cone" if R.shape[1] == 1 else "spectral"
     products = [A[on].T @ R[on] for on in arrangements.T]
     spectral = np.array([float(np.linalg.norm(M, 2)) for M in products])
-    if R.shape[1] > 1:
-        bound = "spectral"
     # Cells in decreasing order of the cheap bound: once it is below the largest value the rest cannot matter.
     for i in np.argsort(-spectral):
         if spectral[i] <= max(largest, beta * (1 - 1e-9)):

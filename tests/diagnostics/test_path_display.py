@@ -14,6 +14,8 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 @pytest.fixture(autouse=True)
 def closed_figures():
+    # Figures that an earlier test left open: switching would close them, with a warning in old versions.
+    plt.close("all")
     plt.switch_backend("Agg")
     yield
     plt.close("all")

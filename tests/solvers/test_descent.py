@@ -36,7 +36,7 @@ def test_the_gradient_is_the_slope_of_the_value(width, n_outputs, fit_intercept)
     H = np.where(np.abs(T) < w, (T + w) ** 2 / (4 * w), np.maximum(T, 0))
     R = problem.loss.target - H @ V
     if fit_intercept:
-        R -= problem.A[:, -1:] @ np.linalg.lstsq(problem.A[:, -1:], R)[0]
+        R -= problem.A[:, -1:] @ np.linalg.lstsq(problem.A[:, -1:], R, rcond=None)[0]
     expected = 0.5 * np.sum(R**2) + 0.1 * (np.sum(S**2) + np.sum(V**2))
     assert value == pytest.approx(expected, rel=1e-12)
     for i in range(0, len(x), 3):
