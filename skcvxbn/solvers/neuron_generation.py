@@ -128,9 +128,9 @@ class _Generation:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
-            if self._is_dear(len(V)):
+            if self._is_dear(V.shape[0]):
                 self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL)
-            elif self.several and len(V) < _LARGEST_WIDTH:
+            elif self.several and V.shape[0] < _LARGEST_WIDTH:
                 self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
                 self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
