@@ -27,6 +27,7 @@ _PROBLEM_CONSTRAINTS: dict[str, list[Any]] = {
     "loss": [StrOptions({*REGRESSION_LOSSES, *CLASSIFICATION_LOSSES})],
     "epsilon": [Interval(Real, 0.0, np.inf, closed="neither")],
     "quantile": [Interval(Real, 0.0, 1.0, closed="neither")],
+    "shrinkage": [Interval(Real, 0.0, 1.0, closed="left")],
     "fit_intercept": ["boolean"],
     "sample_weight": ["array-like", None],
     "backend": [StrOptions({"numpy", "torch"})],
@@ -42,6 +43,7 @@ def beta_max(
     loss: str = "squared_error",
     epsilon: float = 1.35,
     quantile: float = 0.5,
+    shrinkage: float = 0.0,
     fit_intercept: bool = True,
     sample_weight: ArrayLike | None = None,
     backend: str = "numpy",
@@ -69,6 +71,9 @@ def beta_max(
         Error from which on the loss "huber" is linear.
     quantile : float, default=0.5
         Quantile of the loss "pinball".
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out, as in the estimators.
     fit_intercept : bool, default=True
         Whether the network has an unpenalised output bias.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -106,7 +111,9 @@ def beta_max(
     """
     place = resolve(backend, device)
     with within_memory(place):
-        return _training(X, y, loss, epsilon, quantile, fit_intercept, sample_weight, place).beta_max
+        return _training(
+            X, y, loss, epsilon, quantile, shrinkage, fit_intercept, sample_weight, place
+        ).beta_max
 
 
 class RegularizationPath(NamedTuple):
@@ -164,6 +171,7 @@ def convex_bn_path(
     loss: str = "squared_error",
     epsilon: float = 1.35,
     quantile: float = 0.5,
+    shrinkage: float = 0.0,
     fit_intercept: bool = True,
     sample_weight: ArrayLike | None = None,
     max_neurons: int | None = None,
@@ -200,6 +208,9 @@ def convex_bn_path(
         Error from which on the loss "huber" is linear.
     quantile : float, default=0.5
         Quantile of the loss "pinball".
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out, as in the estimators.
     fit_intercept : bool, default=True
         Whether the network has an unpenalised output bias.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -271,7 +282,7 @@ def convex_bn_path(
         deadline=deadline,
     )
     with within_memory(place):
-        training = _training(X, y, loss, epsilon, quantile, fit_intercept, sample_weight, place)
+        training = _training(X, y, loss, epsilon, quantile, shrinkage, fit_intercept, sample_weight, place)
         path, n_open = _trained(training, _grid(betas, eps, training.beta_max), options)
     if n_open:
         warnings.warn(
@@ -334,6 +345,7 @@ def _training(
     loss: str,
     epsilon: float,
     quantile: float,
+    shrinkage: float,
     fit_intercept: bool,
     sample_weight: ArrayLike | None,
     backend: Backend,
@@ -356,4 +368,4 @@ def _training(
                 f"not count), but the data contains only one class: {classes.tolist()[0]!r}."
             )
         targets = class_targets(codes, len(classes), loss)
-    return prepare(rows, targets, weight, fit_intercept=fit_intercept, backend=backend)
+    return prepare(rows, targets, weight, fit_intercept=fit_intercept, shrinkage=shrinkage, backend=backend)

@@ -94,6 +94,7 @@ def prepare(
     *,
     fit_intercept: bool,
     n_components: int | float | None = None,
+    shrinkage: float = 0.0,
     memory: Any = None,
     backend: Backend = NUMPY,
 ) -> Training:
@@ -112,6 +113,8 @@ def prepare(
     n_components : int, float or None
         How many of the leading singular directions of the centred rows to keep, as in `SVDTruncation`.
         None keeps all.
+    shrinkage : float
+        Share of the variance of the standardised features that the coordinates leave out.
     memory : str, object with the joblib.Memory interface or None
         Where the whitened rows and `beta_max` are cached, in NumPy.
     backend : Backend
@@ -136,9 +139,10 @@ def prepare(
     """
     memory = check_memory(memory)
     X, Y, weight = _distinct_rows(X, targets.Y, weight)
-    whitening = memory.cache(whiten)(X, weight, backend)
     if n_components is not None:
-        X, whitening = whitening.truncated(X, weight, n_components)
+        X, whitening = memory.cache(whiten)(X, weight, 0.0, backend).truncated(X, weight, n_components)
+    if n_components is None or shrinkage > 0:
+        whitening = memory.cache(whiten)(X, weight, shrinkage, backend)
     rows = backend.rows
     offset = _mean(Y, weight, rows) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
     loss = replace(targets.loss(Y - offset, weight), rows=rows)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 
-from skcvxbn.arrays import Array, Rows, astype, identity, like, namespace, take, to_numpy, zeros
+from skcvxbn.arrays import Array, Rows, astype, eps, identity, like, namespace, take, to_numpy, zeros
 from skcvxbn.backend import NUMPY, Backend
 from skcvxbn.factorisations import eigh, right_singular_vectors, triangular_factor, without_gram
+from skcvxbn.shrinkage import shrunk
 
 # Rows are processed in blocks of about this many entries, so that the working copy of a tall matrix
 # stays small next to the matrix itself.
@@ -30,7 +31,8 @@ class Whitening:
     Attributes
     ----------
     A : ndarray of shape (n_samples, rank + 1)
-        ``sqrt(w) * [U, 1/sqrt(n)]`` with orthonormal columns, ``n`` being the sum of the weights.
+        ``sqrt(w) * [U, 1/sqrt(n)]`` with orthonormal columns, ``n`` being the sum of the weights. With
+        shrinkage the columns of `U` are orthogonal and shorter than one.
     mean : ndarray of shape (n_features,)
         The weighted mean of the rows.
     projection : ndarray of shape (n_features, rank)
@@ -38,7 +40,8 @@ class Whitening:
     singular_values : ndarray of shape (rank,)
         Singular values of the centred data after every column was divided by `scale`.
     scale : ndarray of shape (n_features,)
-        The largest magnitude in each column (1 for a column of zeros).
+        The largest magnitude in each column (1 for a column of zeros); with shrinkage its standard
+        deviation.
     n_rows : float
         The number of training rows, each counted with its weight.
     """
@@ -110,8 +113,13 @@ def n_leading(shares: NDArray, n_components: int | float | None) -> int:
     return min(int((np.cumsum(shares) < n_components - 1e-12).sum()) + 1, len(shares))
 
 
-def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None, backend: Backend = NUMPY) -> Whitening:
-    """Compute an orthonormal basis of the centred data.
+def whiten(
+    X: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    shrinkage: float = 0.0,
+    backend: Backend = NUMPY,
+) -> Whitening:
+    """Compute an orthonormal basis of the centred data, or a shrunk one.
 
     Parameters
     ----------
@@ -119,6 +127,9 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None, backend: Backen
         The training rows, finite, as float32 or float64.
     sample_weight : array-like of shape (n_samples,), optional
         Positive weights. An integer weight is the same as repeating the row.
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, at least 0 and less than 1, that the basis leaves
+        out, most of it in the directions of small variance.
     backend : Backend
         Where it is computed.
 
@@ -140,6 +151,9 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None, backend: Backen
     about 1e5; beyond that a Householder QR and the SVD of its triangular factor are used instead. The
     columns of `A` are orthonormal to about ``eps`` times the condition number of the scaled columns.
 
+    *Shrinkage.* An orthonormal basis gives all directions the same weight, those included in which the
+    data hardly vary: see :func:`skcvxbn.shrinkage.shrunk`.
+
     Examples
     --------
     >>> import numpy as np
@@ -160,8 +174,12 @@ def whiten(X: ArrayLike, sample_weight: ArrayLike | None = None, backend: Backen
 
     noise = np.finfo(dtype).eps * np.sqrt(n_rows) * (1 + np.sqrt(n_features / n_samples))
     rows = _CentredRows(data, *_middle_and_scale(data, n_rows))
-    decompose = _decompose_tall if n_features <= n_samples else _decompose_wide
-    to_basis, singular_values = decompose(rows, 8 * noise)
+    if shrinkage > 0:
+        rows = _standardised(rows, n_rows)
+        to_basis, singular_values = _decompose_shrunk(rows, shrinkage)
+    else:
+        decompose = _decompose_tall if n_features <= n_samples else _decompose_wide
+        to_basis, singular_values = decompose(rows, 8 * noise)
     rank = len(singular_values)
 
     A = np.empty((len(X), rank + 1), dtype=dtype)
@@ -282,6 +300,30 @@ def _from_singular_vectors(rows: _CentredRows, M: Array, threshold: float) -> tu
     singular_values = singular_values[keep]
     V = take(Vt, keep, axis=0).T
     return _orthonormalised(rows, V / like(singular_values, V)), singular_values
+
+
+def _standardised(rows: _CentredRows, n_rows: float) -> _CentredRows:
+    """Scale to columns of variance one; those that vary by no more than rounding stay as they are."""
+    xp = namespace(rows.scale)
+    squares = zeros(rows.scale.shape, rows.scale)
+    for block in rows.blocks():
+        squares += xp.sum(rows.load(block) ** 2, axis=0)
+    deviation = to_numpy(rows.data.rows.total(squares / n_rows)) ** 0.5
+    factor = like(np.where(deviation > 8 * eps(rows.data.X), deviation, 1.0), rows.scale)
+    return replace(rows, scale=rows.scale * factor, centre=rows.centre / factor)
+
+
+def _decompose_shrunk(rows: _CentredRows, share: float) -> tuple[Array, NDArray]:
+    """Map from standardised features to the shrunk basis, and the singular values."""
+    if rows.n_features <= rows.data.shape[0]:
+        squares, V = eigh(rows.gram())
+        factors, kept = shrunk(squares, share)
+        return take(V, kept, axis=1) * like(factors, V), np.sqrt(squares[kept])
+    centred = rows.data.rows.gathered(rows.all())
+    squares, U = eigh(centred @ centred.T)
+    factors, kept = shrunk(squares, share)
+    roots = np.sqrt(squares[kept])
+    return (centred.T @ take(U, kept, axis=1)) * like(factors / roots, U), roots
 
 
 def _is_well_conditioned(eigenvalues: NDArray, threshold: float) -> bool:

@@ -291,7 +291,7 @@ def test_whitening_parts_of_the_rows(kind):
     if kind == "dependent":
         X = np.hstack([X, X @ np.ones((4, 2))])
     whole = whiten(X, weight)
-    parts = in_parts(lambda part, rows: whiten(part(X), part(weight), Backend(rows=rows)))
+    parts = in_parts(lambda part, rows: whiten(part(X), part(weight), backend=Backend(rows=rows)))
     A = np.vstack([part.A for part in parts])
     assert_allclose(A.T @ A, np.eye(whole.rank + 1), atol=1e-10)
     assert_allclose(A @ A.T, whole.A @ whole.A.T, atol=1e-10)

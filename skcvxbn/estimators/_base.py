@@ -34,6 +34,8 @@ _LARGEST_PROVABLE_RANK = 10
 
 # Weight decay as a share of the one that leaves no neuron, when the user chooses none.
 DEFAULT_BETA_RATIO = 0.01
+# Shrinkage of the classifiers, when the user leaves the strength of the regularization to the library.
+DEFAULT_SHRINKAGE = 0.2
 
 
 class NetworkEstimator(BaseEstimator):
@@ -62,6 +64,7 @@ class ConvexBNEstimator(NetworkEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "beta": [Interval(Real, 0.0, np.inf, closed="neither"), None],
         "beta_ratio": [Interval(Real, 0.0, np.inf, closed="neither")],
+        "shrinkage": [Interval(Real, 0.0, 1.0, closed="left")],
         "fit_intercept": ["boolean"],
         "arrangements": [StrOptions({"generated", "sampled", "enumerated"}), "array-like"],
         "n_arrangements": [Interval(Integral, 1, None, closed="left")],
@@ -86,6 +89,7 @@ class ConvexBNEstimator(NetworkEstimator):
         *,
         beta: float | None = None,
         beta_ratio: float = DEFAULT_BETA_RATIO,
+        shrinkage: float | str = 0.0,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -106,6 +110,7 @@ class ConvexBNEstimator(NetworkEstimator):
     ) -> None:
         self.beta = beta
         self.beta_ratio = beta_ratio
+        self.shrinkage = shrinkage
         self.fit_intercept = fit_intercept
         self.arrangements = arrangements
         self.n_arrangements = n_arrangements
@@ -160,6 +165,7 @@ class ConvexBNEstimator(NetworkEstimator):
             weight,
             fit_intercept=self.fit_intercept,
             n_components=n_components,
+            shrinkage=self._chosen_shrinkage,
             memory=self.memory,
             backend=backend,
         )
@@ -197,6 +203,12 @@ class ConvexBNEstimator(NetworkEstimator):
         self.intercept_ = float(intercept[0]) if self._single_output else intercept
         if not solution.converged:
             self._warn_not_converged(solution)
+
+    @property
+    def _chosen_shrinkage(self) -> float:
+        if self.shrinkage == "auto":
+            return DEFAULT_SHRINKAGE if self.beta is None else 0.0
+        return float(self.shrinkage)
 
     @property
     def _generates(self) -> bool:

@@ -14,7 +14,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import StrOptions, check_sample_weight, fit_context
+from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
 from skcvxbn.backend import within_memory
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
@@ -66,6 +66,15 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Weights of the classes, by which the weights of their rows are multiplied: a dict from labels to
         positive numbers (one for labels that are absent), or "balanced", which makes the total weights of
         all classes equal and leaves their sum as it is.
+    shrinkage : float or "auto", default="auto"
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
+        directions in which the data hardly vary count as much as the others. With it, a neuron is divided
+        by the standard deviation that it would have if the features carried noise
+        (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
+        features are correlated, or about as many as the rows.
+        "auto" is 0.2 if `beta` is None; with an absolute `beta` it is 0, which states the problem of the
+        paper.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -153,10 +162,10 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     n_iter_ : int
         Number of rounds of the solver.
     rank_ : int
-        Dimension of the span of the centred training rows.
+        Dimension of the span of the centred training rows, or of what `shrinkage` keeps of it.
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
-        feature divided by its largest magnitude.
+        feature divided by its largest magnitude or, with `shrinkage`, by its standard deviation.
     class_weight_ : ndarray of shape (n_classes,)
         The factor of each class that `class_weight` stands for.
     intercept_ : float or ndarray of shape (n_classes,)
@@ -193,6 +202,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ConvexBNEstimator._parameter_constraints,
         "loss": [StrOptions(set(CLASSIFICATION_LOSSES))],
+        "shrinkage": [Interval(Real, 0.0, 1.0, closed="left"), StrOptions({"auto"})],
         "class_weight": [dict, StrOptions({"balanced"}), None],
     }
 
@@ -203,6 +213,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         beta_ratio: float = DEFAULT_BETA_RATIO,
         loss: str = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
+        shrinkage: float | str = "auto",
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -224,6 +235,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         super().__init__(
             beta=beta,
             beta_ratio=beta_ratio,
+            shrinkage=shrinkage,
             fit_intercept=fit_intercept,
             arrangements=arrangements,
             n_arrangements=n_arrangements,

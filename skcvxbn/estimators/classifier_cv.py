@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from skcvxbn.estimators._base import DEFAULT_SHRINKAGE
 from skcvxbn.estimators._cross_validation import CrossValidated, constraints
 from skcvxbn.estimators.classifier import ConvexBNClassifier
 
@@ -38,6 +39,13 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         Weights of the classes, by which the weights of their rows are multiplied: a dict from labels to
         positive numbers (one for labels that are absent), or "balanced", which makes the total weights of
         all classes equal and leaves their sum as it is.
+    shrinkage : float, default=0.2
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
+        directions in which the data hardly vary count as much as the others. With it, a neuron is divided
+        by the standard deviation that it would have if the features carried noise
+        (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
+        features are correlated, or about as many as the rows.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -161,10 +169,10 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     n_iter_ : int
         Number of rounds of the solver.
     rank_ : int
-        Dimension of the span of the centred training rows.
+        Dimension of the span of the centred training rows, or of what `shrinkage` keeps of it.
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
-        feature divided by its largest magnitude.
+        feature divided by its largest magnitude or, with `shrinkage`, by its standard deviation.
     classes_ : ndarray of shape (n_classes,)
         The labels of the training rows of positive weight, sorted.
     class_weight_ : ndarray of shape (n_classes,)
@@ -209,6 +217,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         eps: float = 1e-3,
         loss: str = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
+        shrinkage: float = DEFAULT_SHRINKAGE,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -237,6 +246,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         self.eps = eps
         self.loss = loss
         self.class_weight = class_weight
+        self.shrinkage = shrinkage
         self.fit_intercept = fit_intercept
         self.arrangements = arrangements
         self.n_arrangements = n_arrangements

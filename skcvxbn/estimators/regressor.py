@@ -57,6 +57,13 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         whose noise has a standard deviation of one.
     quantile : float, default=0.5
         Quantile that the loss "pinball" predicts, between 0 and 1.
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
+        directions in which the data hardly vary count as much as the others. With it, a neuron is divided
+        by the standard deviation that it would have if the features carried noise
+        (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
+        features are correlated, or about as many as the rows.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -142,10 +149,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     n_iter_ : int
         Number of rounds of the solver.
     rank_ : int
-        Dimension of the span of the centred training rows.
+        Dimension of the span of the centred training rows, or of what `shrinkage` keeps of it.
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
-        feature divided by its largest magnitude.
+        feature divided by its largest magnitude or, with `shrinkage`, by its standard deviation.
     intercept_ : float or ndarray of shape (n_outputs,)
         Output bias: a float for one-dimensional `y`. Zero without `fit_intercept`.
     n_features_in_ : int
@@ -204,6 +211,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         loss: str = "squared_error",
         epsilon: float = 1.35,
         quantile: float = 0.5,
+        shrinkage: float = 0.0,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -225,6 +233,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         super().__init__(
             beta=beta,
             beta_ratio=beta_ratio,
+            shrinkage=shrinkage,
             fit_intercept=fit_intercept,
             arrangements=arrangements,
             n_arrangements=n_arrangements,

@@ -37,6 +37,13 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         whose noise has a standard deviation of one.
     quantile : float, default=0.5
         Quantile that the loss "pinball" predicts, between 0 and 1.
+    shrinkage : float, default=0.0
+        Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
+        out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
+        directions in which the data hardly vary count as much as the others. With it, a neuron is divided
+        by the standard deviation that it would have if the features carried noise
+        (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
+        features are correlated, or about as many as the rows.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -159,10 +166,10 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
     n_iter_ : int
         Number of rounds of the solver.
     rank_ : int
-        Dimension of the span of the centred training rows.
+        Dimension of the span of the centred training rows, or of what `shrinkage` keeps of it.
     singular_values_ : ndarray of shape (rank_,)
         Singular values of the centred training rows (weighted by the square root of `sample_weight`), each
-        feature divided by its largest magnitude.
+        feature divided by its largest magnitude or, with `shrinkage`, by its standard deviation.
     intercept_ : float or ndarray of shape (n_outputs,)
         Output bias: a float for one-dimensional `y`. Zero without `fit_intercept`.
     n_features_in_ : int
@@ -206,6 +213,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         loss: str = "squared_error",
         epsilon: float = 1.35,
         quantile: float = 0.5,
+        shrinkage: float = 0.0,
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
@@ -235,6 +243,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         self.loss = loss
         self.epsilon = epsilon
         self.quantile = quantile
+        self.shrinkage = shrinkage
         self.fit_intercept = fit_intercept
         self.arrangements = arrangements
         self.n_arrangements = n_arrangements

@@ -59,6 +59,7 @@ def descend(
     *,
     widths: tuple[float, ...],
     n_steps: int,
+    strides: tuple[int, ...] = (1,),
     tol: float = 0.0,
     deadline: float = math.inf,
 ) -> tuple[Array, Array]:
@@ -76,6 +77,9 @@ def descend(
         and inverse of the largest curvature of the loss.
     n_steps : int
         Largest number of steps of a stage.
+    strides : tuple of int
+        Every which row each stage sees; the last of them is that of all further stages. The first stages only
+        show the way to the last.
     tol : float
         A stage ends when ten steps together lower its objective by less than this share.
     deadline : float
@@ -92,12 +96,14 @@ def descend(
         A KeyboardInterrupt that carries the network reached.
     """
     S, V = balanced(S, V)
-    for width in widths:
+    for stage, width in enumerate(widths):
+        stride = strides[min(stage, len(strides) - 1)]
+        seen = problem if stride == 1 else problem.sampled(stride)
         alive = without_negligible(S, V, _NEGLIGIBLE)
         S, V = take(S, alive, axis=1), take(V, alive, axis=0)
         if not alive.any():
             break
-        smooth = _SmoothNetwork(problem.smoothed(width), S, V, width)
+        smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
         try:
             x = _minimise(smooth, smooth.start(S, V), n_steps, tol, deadline)
         except _Stopped as stop:

@@ -38,9 +38,12 @@ _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
-# Multiplications of a descent step from which on steps are counted: fewer stages, and shorter ones.
-_DEAR_STEP = 1e9
+# Multiplications of a descent step, at this tolerance, from which on steps are counted: fewer stages, and
+# shorter ones.
+_DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
+# The first of these see every eighth and every third row, as long as a direction has this many of them.
+_FIRST_DEAR_STRIDES, _ROWS_PER_DIRECTION = (8, 3, 1), 8
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
 _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
@@ -129,7 +132,10 @@ class _Generation:
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(V.shape[0]):
-                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL)
+                n_samples, rank = self.problem.shape
+                most = max(n_samples // (_ROWS_PER_DIRECTION * rank), 1)
+                strides = tuple(min(stride, most) for stride in _FIRST_DEAR_STRIDES)
+                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL, strides)
             elif self.several and V.shape[0] < _LARGEST_WIDTH:
                 self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
@@ -220,14 +226,22 @@ class _Generation:
         return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
-        return self._descent_work(n_neurons) > _DEAR_STEP
+        return self._descent_work(n_neurons) > _DEAR_STEP * min(_DEAR_TOL / self.options.tol, 1.0)
 
     def _descent_work(self, n_neurons: int) -> float:
         """Multiplications and additions of a step of descent, roughly."""
         n_samples, rank = self.problem.shape
         return n_samples * n_neurons * (4.0 * rank + 6.0 * self.problem.n_outputs)
 
-    def _descend(self, S: Array, V: Array, widths: tuple[float, ...], n_steps: int, tol: float) -> None:
+    def _descend(
+        self,
+        S: Array,
+        V: Array,
+        widths: tuple[float, ...],
+        n_steps: int,
+        tol: float,
+        strides: tuple[int, ...] = (1,),
+    ) -> None:
         # Through double precision: the product of the scales of a newcomer is small.
         S, V = balanced(astype(S, np.float64), astype(V, np.float64))
         S, V = descend(
@@ -235,6 +249,7 @@ class _Generation:
             astype(S, np.float32),
             astype(V, np.float32),
             widths=widths,
+            strides=strides,
             n_steps=n_steps,
             tol=max(tol, _TOL_SHARE * self.options.tol),
             deadline=self.options.deadline,
