@@ -223,7 +223,7 @@ def test_no_descent_on_the_network_finds_less(name, descend_from_random):
     rng = np.random.default_rng(5)
     values = [
         problem.value(*descend_from_random(problem.A, loss, problem.beta, rng, n_neurons=8))
-        for _ in range(12)
+        for _ in range(36)
     ]
     assert problem.result.lower_bound <= min(values)
     assert problem.result.objective <= min(values) * (1 + 1e-6)
