@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import fields, is_dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -281,7 +282,9 @@ def n_tensors(torch):
     return sum(issubclass(type(value), torch.Tensor) for value in gc.get_objects())
 
 
-@pytest.mark.parametrize("estimator", [ConvexBNRegressor, ConvexBNClassifierCV])
+@pytest.mark.parametrize(
+    "estimator", [ConvexBNRegressor, partial(ConvexBNClassifierCV, beta_ratios=2, eps=0.1, cv=2)]
+)
 def test_no_tensor_is_left_in_a_fitted_estimator_nor_anywhere(estimator, device, torch):
     X, y = data()
     model = estimator(backend="torch", device=device, tol=1e-2, random_state=0)
