@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import fields, is_dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,12 +20,16 @@ from skcvxbn import (
     ConvexBNClassifierCV,
     ConvexBNRegressor,
     ConvexBNRegressorCV,
+    arrays,
     beta_max,
     convex_bn_path,
+    factorisations,
 )
+from skcvxbn.arrays import row_blocks
 from skcvxbn.backend import NUMPY, resolve
 from skcvxbn.estimators import _base
 from skcvxbn.solvers import neuron_generation
+from skcvxbn.whitening import whiten
 
 REGRESSION_LOSSES = ("squared_error", "absolute_error", "huber", "pinball")
 CLASSIFICATION_LOSSES = ("log_loss", "hinge", "squared_hinge", "squared_error")
@@ -192,10 +197,35 @@ def test_wide_data_agree_with_numpy(device):
     agree(one, other, X, rtol=1e-4)
 
 
-def test_dependent_columns_are_found_on_any_device(device):
-    X, y = data(50, 4)
-    X = np.hstack([X, X @ np.ones((4, 2)), np.ones((50, 1))])
-    assert ConvexBNRegressor(backend="torch", device=device, tol=0.1).fit(X, y).rank_ == 4
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+@pytest.mark.parametrize("kind", ["tall", "dependent", "wide", "wide and dependent"])
+def test_whitening_agrees_with_numpy(kind, as_on_a_gpu, device, monkeypatch):
+    X, weight = data(30, 80 if "wide" in kind else 4)[0], np.random.default_rng(1).uniform(0.5, 2, 30)
+    if kind == "dependent":
+        X = np.hstack([X, X @ np.ones((4, 2)), np.ones((30, 1))])
+    if kind == "wide and dependent":
+        X[20:] = X[:10]
+    one = whiten(X, weight)
+    if as_on_a_gpu:
+        # PyTorch factorises there; it can here as well.
+        monkeypatch.setattr(factorisations, "on_processor", lambda x: False)
+    other = whiten(X, weight, backend=resolve("torch", device))
+    assert other.rank == one.rank
+    assert_allclose(other.A @ other.A.T, one.A @ one.A.T, atol=1e-10)
+    assert_allclose(other.A, other.coordinates(X) * np.sqrt(weight)[:, None], atol=1e-10)
+    assert_allclose(other.singular_values, one.singular_values, rtol=1e-10)
+
+
+def test_rows_are_taken_all_at_once_on_a_gpu(torch, monkeypatch):
+    X, y = data(3000, 4)
+    monkeypatch.setattr(neuron_generation, "_AFFORDABLE", 0)
+    parameters = {"backend": "torch", "device": "cpu", "beta_ratio": 0.1, "tol": 1e-2, "random_state": 0}
+    assert len(row_blocks(torch.zeros(3000, 1))) == 3
+    one = ConvexBNRegressor(**parameters).fit(X, y)
+    monkeypatch.setattr(arrays, "on_processor", lambda x: False)
+    assert len(row_blocks(torch.zeros(3000, 1))) == 1
+    other = ConvexBNRegressor(**parameters).fit(X, y)
+    assert other.objective_ == pytest.approx(one.objective_, rel=1e-2)
 
 
 def test_cross_validation_and_paths_agree_with_numpy(device):
@@ -252,10 +282,14 @@ def n_tensors(torch):
     return sum(issubclass(type(value), torch.Tensor) for value in gc.get_objects())
 
 
-@pytest.mark.parametrize("estimator", [ConvexBNRegressor, ConvexBNClassifierCV])
+@pytest.mark.parametrize(
+    "estimator", [ConvexBNRegressor, partial(ConvexBNClassifierCV, beta_ratios=2, eps=0.1, cv=2)]
+)
 def test_no_tensor_is_left_in_a_fitted_estimator_nor_anywhere(estimator, device, torch):
     X, y = data()
     model = estimator(backend="torch", device=device, tol=1e-2, random_state=0)
+    # The first fit leaves the workspace of PyTorch's own libraries behind.
+    model.fit(X, classes(y, 2))
     gc.collect()
     before = n_tensors(torch)
     allocated = torch.cuda.memory_allocated() if device == "cuda" else 0

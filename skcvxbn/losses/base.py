@@ -151,8 +151,8 @@ class Loss(ABC):
         that holds zero.
         """
         xp, safe = namespace(R), tiny(R)
-        sums = xp.stack([direction @ positive_part(R), direction @ positive_part(-R)])
-        up, down = self.rows.total(sums)
+        sums = self.rows.total(xp.stack([direction @ positive_part(R), direction @ positive_part(-R)]))
+        up, down = sums[0, :], sums[1, :]
         level = xp.minimum(up, down)
         return R * xp.where(R > 0, level / xp.clip(up, min=safe), level / xp.clip(down, min=safe))
 

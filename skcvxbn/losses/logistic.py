@@ -55,7 +55,7 @@ class Logistic(Loss):
 
     def _probability(self, R: Array) -> Array:
         """Probability of the other class of which `R` is the dual point."""
-        return namespace(R).clip(R / (self.scale * self.slope), min=0, max=1)
+        return namespace(R).clip(R / (self.scale * self.slope), min=0.0, max=1.0)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective: the entropy."""

@@ -71,7 +71,7 @@ class Softmax(Loss):
         return P
 
     def _dual_probabilities(self, R: Array) -> Array:
-        return namespace(R).clip(self.indicator - R / (self.scale * self.slope), min=0, max=1)
+        return namespace(R).clip(self.indicator - R / (self.scale * self.slope), min=0.0, max=1.0)
 
     def dual_value(self, R: Array) -> float:
         """Dual objective: the entropy."""

@@ -62,8 +62,8 @@ _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
-# With several outputs and dear steps a gap above this is out of reach once a round gains less than the second,
-# or than this share of the tolerance.
+# With several outputs and dear steps a gap above the first is out of reach once a round gains less than the
+# second, or than a share of the tolerance, the third.
 _FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.5, 5e8
 # Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
 # first of these that costs less than this share of the tolerance.
@@ -134,12 +134,12 @@ class _Generation:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
-            if self._is_dear(len(V)):
+            if self._is_dear(V.shape[0]):
                 n_samples, rank = self.problem.shape
                 most = max(n_samples // (_ROWS_PER_DIRECTION * rank), 1)
                 strides = tuple(min(stride, most) for stride in _FIRST_DEAR_STRIDES)
                 self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL, strides)
-            elif self.several and len(V) < _LARGEST_WIDTH:
+            elif self.several and V.shape[0] < _LARGEST_WIDTH:
                 self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
                 self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
