@@ -119,9 +119,11 @@ class Softmax(Loss):
             length = float(np.linalg.norm(gradient))
             hessian = self.rows.total(self.curvature(shifted(bias)).along(direction, C))
             hessian = to_numpy(hessian).astype(np.float64)
-            # Equal biases change nothing, so the Hessian is singular: in the widest region rounding stays.
-            damping = max(length / radius, 1e-14 * float(np.trace(hessian)))
-            step = -np.linalg.solve(hessian + damping * np.eye(C), gradient)
+            # Equal biases change nothing: what is added along them keeps the Hessian from being singular.
+            # Damping bounds the step, and in the widest region rounding stays.
+            size_of_hessian = float(np.trace(hessian))
+            damping = max(length / radius, 1e-14 * size_of_hessian)
+            step = -np.linalg.solve(hessian + damping * np.eye(C) + size_of_hessian / C**2, gradient)
             step -= step.mean()
             moved = float(np.linalg.norm(step))
             trial = bias + step
