@@ -126,8 +126,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Array library that trains the network. "torch" needs PyTorch (``pip install torch``) and can train on
         a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
     device : str, default=None
-        Where PyTorch trains: "cpu", "cuda", or "cuda:1" for the second GPU. None is a GPU where there is one.
-        With NumPy it is None or "cpu".
+        Where PyTorch trains: "cpu", "cuda" or "cuda:1", the second GPU. None is a GPU where there is one.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
