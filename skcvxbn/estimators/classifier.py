@@ -15,7 +15,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn.arrays import Rows
 from skcvxbn.backend import within_memory
+from skcvxbn.distributed import training_rows
 from skcvxbn.estimators._base import ConvexBNEstimator
 from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
 
@@ -285,10 +287,15 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        backend = self._checked_backend()
-        with self._unchanged_on_failure(), within_memory(backend):
-            X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
+        rows = training_rows()
+        with self._unchanged_on_failure():
+            with rows.together():
+                backend = self._checked_backend()
+                X, y = self._validate(X, y)
+                weight = check_sample_weight(sample_weight, X)
+            self._agree(X, y, rows)
+            with within_memory(backend):
+                self._fit(X, y, weight, backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -297,15 +304,17 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         check_classification_targets(y)
         return X, y
 
-    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
-        self.classes_, codes = np.unique(y, return_inverse=True)
+    def _code(
+        self, y: NDArray[Any], weight: NDArray[np.float64], rows: Rows
+    ) -> tuple[Targets, NDArray[np.float64]]:
+        self.classes_ = np.unique(np.concatenate(rows.everyone(np.unique(y))))
         if len(self.classes_) < 2:
             (one,) = self.classes_.tolist()
             raise ValueError(
                 f"{type(self).__name__} requires samples of at least 2 classes in the data (rows of weight "
                 f"zero do not count), but the data contains only one class: {one!r}."
             )
-        self.class_weight_ = self._class_weights(codes, weight)
+        self.class_weight_ = self._class_weights(np.searchsorted(self.classes_, y), weight, rows)
         return self._coded(y, weight)
 
     def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
@@ -316,11 +325,14 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     def _single_output(self) -> bool:
         return len(self.classes_) == 2
 
-    def _class_weights(self, codes: NDArray[np.intp], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _class_weights(
+        self, codes: NDArray[np.intp], weight: NDArray[np.float64], rows: Rows
+    ) -> NDArray[np.float64]:
         """Return a factor for each class."""
         if isinstance(self.class_weight, str):
             # By weights, so that a weight of two is a row repeated.
-            return weight.sum() / (len(self.classes_) * np.bincount(codes, weights=weight))
+            shares = rows.total(np.bincount(codes, weights=weight, minlength=len(self.classes_)))
+            return shares.sum() / (len(self.classes_) * shares)
         factors = [] if self.class_weight is None else self.class_weight.values()
         if not all(isinstance(factor, Real) and 0 < factor < np.inf for factor in factors):
             raise ValueError(

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 
 from skcvxbn._sklearn import check_sample_weight, fit_context
+from skcvxbn.distributed import refuse_shards
 from skcvxbn.estimators._closed_form import ClosedFormEstimator
 from skcvxbn.training import positive_rows
 
@@ -168,6 +169,7 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        refuse_shards(type(self).__name__)
         self._check_sizes()
         with self._unchanged_on_failure():
             if self.feature_extractor is None:
@@ -338,6 +340,7 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        refuse_shards(type(self).__name__)
         self._check_sizes()
         with self._unchanged_on_failure():
             if self.feature_extractor is None:

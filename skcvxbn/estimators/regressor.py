@@ -12,7 +12,9 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn.arrays import Rows
 from skcvxbn.backend import within_memory
+from skcvxbn.distributed import training_rows
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import REGRESSION_LOSSES, Targets, regression_targets
 
@@ -283,10 +285,15 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        backend = self._checked_backend()
-        with self._unchanged_on_failure(), within_memory(backend):
-            X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
+        rows = training_rows()
+        with self._unchanged_on_failure():
+            with rows.together():
+                backend = self._checked_backend()
+                X, y = self._validate(X, y)
+                weight = check_sample_weight(sample_weight, X)
+            self._agree(X, y, rows)
+            with within_memory(backend):
+                self._fit(X, y, weight, backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -301,7 +308,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         )
         return X, check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
-    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+    def _code(
+        self, y: NDArray[Any], weight: NDArray[np.float64], rows: Rows
+    ) -> tuple[Targets, NDArray[np.float64]]:
+        del rows
         self._n_dimensions = y.ndim
         return self._coded(y, weight)
 

@@ -23,6 +23,7 @@ from sklearn.base import (
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from skcvxbn._sklearn import check_sample_weight
+from skcvxbn.distributed import refuse_shards
 from skcvxbn.whitening import n_leading
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -140,6 +141,7 @@ class SVDTruncation(ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, Trans
             If a parameter is out of range, `X` has fewer than two rows or no variance over the rows of
             positive weight, or a weight is negative or not finite.
         """
+        refuse_shards(type(self).__name__)
         self._check_parameters()
         X = validate_data(
             self, X, accept_sparse=("csr", "csc"), dtype=[np.float64, np.float32], ensure_min_samples=2
