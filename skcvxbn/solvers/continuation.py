@@ -21,7 +21,7 @@ from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, verified
 
 # Rounds of search and descent at one weight decay, at most.
-_ROUNDS = 2
+_ROUNDS = 3
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
