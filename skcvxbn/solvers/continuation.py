@@ -22,8 +22,8 @@ from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, ver
 # Rounds of search and descent at one weight decay, at most.
 _ROUNDS = 3
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
-# Multiplications of a descent step that the largest width may not exceed.
-_DEAREST_STEP = 4e8
+# Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
+_DEAREST_PASS, _KINK = 3e7, 16
 _WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
@@ -64,7 +64,7 @@ class _Path:
         nothing = zeros((rank, 0), problem.A), zeros((0, n_outputs), problem.A)
         self.none = Neurons.of_network(problem, *nothing, 0.0)
         self.neurons, self.found = self.none, Candidates(*nothing, np.zeros(0))
-        affordable = int(_DEAREST_STEP / (2 * n_rows * rank))
+        affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
 
     def at(self, beta: float) -> Solution:

@@ -114,7 +114,8 @@ def test_bad_targets_are_refused(y, message):
 def test_parameters_are_those_of_the_regressor():
     own, others = ConvexBNClassifier().get_params(), ConvexBNRegressor().get_params()
     assert own.keys() ^ others.keys() == {"class_weight", "epsilon", "quantile"}
-    assert {name for name in own.keys() & others.keys() if own[name] != others[name]} == {"loss", "tol"}
+    different = {name for name in own.keys() & others.keys() if own[name] != others[name]}
+    assert different == {"beta_ratio", "loss", "shrinkage", "tol"}
     with pytest.raises(ValueError, match="The 'beta' parameter of ConvexBNClassifier must be a float"):
         model(beta=-1.0).fit(*make_data(2))
     with pytest.raises(ValueError, match="solver='cvxpy'"):

@@ -350,7 +350,10 @@ def test_what_the_last_fit_refuses_is_refused_before_the_folds():
 def test_parameters_are_those_of_the_plain_estimator(cross_validated, plain):
     ours, theirs = cross_validated().get_params(), plain().get_params()
     common = theirs.keys() - {"beta", "beta_ratio", "warm_start"}
-    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
+    # Without an absolute weight decay there is nothing to decide about the shrinkage; the networks of
+    # cross-validation are compared by their predictions, which the last digits of the gap do not change.
+    different = {name for name in common if ours[name] != theirs[name]}
+    assert different == ({"shrinkage"} if plain is ConvexBNClassifier else {"tol"})
     assert set(ours) - common == {
         *(
             "beta_ratios",

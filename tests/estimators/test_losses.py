@@ -85,7 +85,7 @@ class Kind:
     tol: float = 1e-4
 
     def model(self, **parameters):
-        common = {"beta_ratio": 0.3, "random_state": 0, "max_iter": 100, "tol": self.tol}
+        common = {"beta_ratio": 0.3, "random_state": 0, "max_iter": 100, "tol": self.tol, "shrinkage": 0.0}
         return self.estimator(**(common | self.parameters | parameters))
 
     def bind(self, Y, weight):
