@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skcvxbn._sklearn import HasMethods, Interval, StrOptions
+from skcvxbn._sklearn import HasMethods, Interval, StrOptions, check_sample_weight, on_host
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
 from skcvxbn.arrays import Rows
 from skcvxbn.backend import Backend, resolve
@@ -57,7 +57,7 @@ class NetworkEstimator(BaseEstimator):
 
     def _forward(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self, "network_")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, on_host(X), dtype=[np.float64, np.float32], reset=False)
         return self.network_.forward(X)
 
 
@@ -244,6 +244,18 @@ class ConvexBNEstimator(NetworkEstimator):
         if rows.shared:
             self._check_shardable()
         return replace(resolve(self.backend, self.device), rows=rows)
+
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[NDArray[Any], NDArray[Any], Floats, Backend]:
+        """Validate parameters and data: those of all processes, where they share the rows."""
+        rows = training_rows()
+        with rows.together():
+            backend = self._checked_backend()
+            X, y = self._validate(X, y)
+            weight = check_sample_weight(on_host(sample_weight), X)
+        self._agree(X, y, rows)
+        return X, y, weight, backend
 
     def _check_shardable(self) -> None:
         """Refuse what needs all rows, or a cache of its own, in every process."""

@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.parallel import Parallel, delayed
 
-from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context, rows_of
+from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context, on_host, rows_of
 from skcvxbn.backend import Backend, within_memory
 from skcvxbn.distributed import refuse_shards
 from skcvxbn.estimators._base import ConvexBNEstimator
@@ -96,6 +96,7 @@ class CrossValidated(ConvexBNEstimator):
             If the gap of the network is above `tol` after `max_iter` rounds. It is usable and its gap valid.
         """
         refuse_shards(type(self).__name__)
+        sample_weight = on_host(sample_weight)
         backend = self._checked_backend()
         ratios, components = self._ratios(), self._components()
         split_params, score_params = self._routed(sample_weight, params)

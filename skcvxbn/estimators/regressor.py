@@ -11,10 +11,9 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn._sklearn import Interval, StrOptions, beside, fit_context, on_host
 from skcvxbn.arrays import Rows
 from skcvxbn.backend import within_memory
-from skcvxbn.distributed import training_rows
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import REGRESSION_LOSSES, Targets, regression_targets
 
@@ -285,13 +284,8 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        rows = training_rows()
         with self._unchanged_on_failure():
-            with rows.together():
-                backend = self._checked_backend()
-                X, y = self._validate(X, y)
-                weight = check_sample_weight(sample_weight, X)
-            self._agree(X, y, rows)
+            X, y, weight, backend = self._checked(X, y, sample_weight)
             with within_memory(backend):
                 self._fit(X, y, weight, backend)
         return self
@@ -299,8 +293,8 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
         X, y = validate_data(
             self,
-            X,
-            y,
+            on_host(X),
+            on_host(y),
             dtype=[np.float64, np.float32],
             multi_output=True,
             y_numeric=True,
@@ -336,7 +330,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             The output of the network, of the dimensions of the `y` given to `fit`.
         """
         out = self._forward(X)
-        return out[:, 0] if self._single_output else out
+        return beside(out[:, 0] if self._single_output else out, X)
 
     def __sklearn_tags__(self) -> Any:
         """Declare several targets."""
