@@ -42,6 +42,8 @@ class ProcessRows(Rows):
         self._group = group
         self._distributed = self._torch.distributed
         self.rank, self._size = self._distributed.get_rank(group), self._distributed.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("sharded_rows requires a group that this process belongs to.")
         self._place = _PLACES.get(self._distributed.get_backend(group))
 
     def total(self, x: Array) -> Array:
@@ -158,8 +160,8 @@ def sharded_rows(group: Any = None) -> Iterator[None]:
     RuntimeError
         If there is no process group; from ``fit``, if a process is lost.
     ValueError
-        From ``fit``, in every process, if one of them refuses its rows, or if they disagree about the
-        parameters, the features or the targets.
+        If this process is not in the group; from ``fit``, in every process, if one of them refuses its
+        rows, or if they disagree about the parameters, the features or the targets.
 
     Notes
     -----

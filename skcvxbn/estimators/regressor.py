@@ -177,6 +177,11 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     a weight of zero removes it. Equal rows are merged before training, so the network does not depend on
     the order of the rows, nor on whether a row is repeated or weighted.
 
+    With scikit-learn's configuration ``array_api_dispatch=True`` rows may be arrays of PyTorch, CuPy and
+    other libraries, on any device. They are read on the host, and predictions come back in their library and
+    on their device; fitted attributes are NumPy. For rows spread over processes see
+    :func:`skcvxbn.sharded_rows`.
+
     References
     ----------
     .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying Batch
