@@ -56,14 +56,14 @@ def shard(M, rank):
 
 def squared_error():
     X, y, weight = data()
-    return ConvexBNRegressor(tol=1e-6, random_state=0, **QUICK), X, y, weight
+    return ConvexBNRegressor(beta_ratio=0.1, tol=1e-6, random_state=0, **QUICK), X, y, weight
 
 
 def huber_of_two_targets_in_single_precision():
     X, y, weight = data()
     # More features than their rank, which a QR decomposition of the rows of all processes finds.
     X = np.hstack([X, X @ np.ones((2, 2))]).astype(np.float32)
-    model = ConvexBNRegressor(loss="huber", beta_ratio=0.1, tol=1e-3, random_state=0, **QUICK)
+    model = ConvexBNRegressor(loss="huber", beta_ratio=0.3, tol=1e-3, random_state=0, **QUICK)
     return model, X, np.stack([y, X[:, 0] * X[:, 1]], axis=1), weight
 
 
