@@ -340,7 +340,7 @@ def test_tables_of_unequal_parts(torch, tmp_path):
         ("precision", "agree about the precision of X: process 0 has 'float32', process 1 has 'float64'"),
         ("targets", r"agree about the shape of y: process 0 has \(1,\), process 1 has \(\)"),
         ("labels", "agree about whether y are strings: process 0 has True, process 1 has False"),
-        ("estimator", "The processes that share the rows must agree about"),
+        ("estimator", "agree about the class of the estimator: process 0 has 'ConvexBNRegressor'"),
         ("drift", "agree about the neurons after 1 rounds"),
         ("one class", "contains only one class: 'a'"),
         ("numpy", "Sharded rows require backend='torch'"),

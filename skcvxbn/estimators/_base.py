@@ -272,8 +272,8 @@ class ConvexBNEstimator(NetworkEstimator):
         labels = y.dtype.kind in "OSTU"
         rows.agree(
             {
-                **parameters,
                 "the class of the estimator": type(self).__name__,
+                **parameters,
                 "the number of features": X.shape[1],
                 "the names of the features": getattr(self, "feature_names_in_", None),
                 "the precision of X": X.dtype.name,
