@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from skcvxbn.deep_network import DeepBatchNormNetwork
+from skcvxbn.distributed import sharded_rows
 from skcvxbn.estimators import (
     ClosedFormBNClassifier,
     ClosedFormBNNet,
@@ -31,4 +32,5 @@ __all__ = [
     "__version__",
     "beta_max",
     "convex_bn_path",
+    "sharded_rows",
 ]

@@ -6,6 +6,8 @@ training problem stay where they are; decisions are taken on the host, with NumP
 
 from __future__ import annotations
 
+import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ __all__ = [
     "take",
     "tiny",
     "to_numpy",
+    "whole_numbers",
     "zeros",
 ]
 
@@ -49,7 +52,17 @@ class Rows:
 
     Everything that training asks of the rows together passes through here: where each process has some of
     them, the processes need to talk about nothing else.
+
+    Attributes
+    ----------
+    shared : bool
+        Whether other processes have some of the rows.
+    rank : int
+        Number of this process.
     """
+
+    shared = False
+    rank = 0
 
     def total(self, x: Array) -> Array:
         """Sum over the rows of all processes, given the sum over those at hand."""
@@ -67,13 +80,38 @@ class Rows:
         """Rows of all processes below one another, given those at hand."""
         return M
 
+    def own(self, M: Array, n_rows: int) -> Array:
+        """Those at hand, which are so many, of the rows of all processes."""
+        del n_rows
+        return M
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What every process has, in their order, given what this one has: any small object."""
+        return [value]
+
+    def past(self, deadline: float) -> bool:
+        """Whether the clock is past a value of ``time.monotonic()``: of several clocks, the first."""
+        return time.monotonic() >= deadline
+
+    def together(self) -> AbstractContextManager[None]:
+        """Let the block end with an error in every process if it does in one."""
+        return nullcontext()
+
+    def agree(self, facts: dict[str, Any]) -> None:
+        """Refuse facts, by name, that are not the same in every process."""
+
     def count(self, x: Array) -> int:
         """Return the number of rows of all processes, given an array of those at hand."""
         return int(x.shape[0])
 
     def numbers(self, n_rows: int) -> NDArray[np.float64]:
         """Random whole numbers, of shape (n_numbers, n_rows): other ones in every process."""
-        return np.random.RandomState(0).randint(2**_NUMBER_BITS, size=(_N_NUMBERS, n_rows)).astype(np.float64)
+        return whole_numbers(n_rows, 0)
+
+
+def whole_numbers(n_rows: int, seed: int) -> NDArray[np.float64]:
+    """Random whole numbers that tell rows apart."""
+    return np.random.RandomState(seed).randint(2**_NUMBER_BITS, size=(_N_NUMBERS, n_rows)).astype(np.float64)
 
 
 def namespace(x: Array) -> Any:

@@ -176,10 +176,24 @@ class BatchNormNetwork:
         for rows in row_blocks(len(X), max(X.shape)):
             output = np.sqrt(weight[rows, None]) * precise.forward(X[rows])
             value += loss(Y[rows], weight[rows]).value(output)
-        normalization = np.vdot(precise.bn_weight, precise.bn_weight)
-        normalization += np.vdot(precise.bn_bias, precise.bn_bias)
-        penalty = weight.sum() * normalization + np.vdot(precise.output_weights, precise.output_weights)
-        return value + 0.5 * beta * float(penalty)
+        return value + 0.5 * beta * precise.penalty(float(weight.sum()))
+
+    def penalty(self, n_rows: float) -> float:
+        r"""Compute the sum of squares that weight decay multiplies, twice over.
+
+        Parameters
+        ----------
+        n_rows : float
+            Number of training rows, each counted with its weight.
+
+        Returns
+        -------
+        float
+            :math:`\sum_j (\gamma_j^2 + \alpha_j^2 + \|v_j\|^2)`, computed in float64.
+        """
+        gamma_alpha_v = (M.astype(np.float64) for M in (self.bn_weight, self.bn_bias, self.output_weights))
+        gamma, alpha, v = (float(np.vdot(M, M)) for M in gamma_alpha_v)
+        return n_rows * (gamma + alpha) + v
 
     def to_torch(self) -> Any:
         """Export the network to PyTorch.

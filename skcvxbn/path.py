@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, validate_params
 from skcvxbn.backend import Backend, resolve, within_memory
+from skcvxbn.distributed import refuse_shards
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.solvers import Options, solve
 from skcvxbn.targets import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, class_targets, regression_targets
@@ -109,6 +110,7 @@ def beta_max(
     >>> ConvexBNRegressor(beta=1.01 * limit).fit(X, y).n_neurons_
     0
     """
+    refuse_shards("beta_max")
     place = resolve(backend, device)
     with within_memory(place):
         return _training(
@@ -271,6 +273,7 @@ def convex_bn_path(
            [0.52380952]])
     """
     deadline = math.inf if max_time is None else time.monotonic() + max_time
+    refuse_shards("convex_bn_path")
     place = resolve(backend, device)
     options = Options(
         tol=tol,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils import compute_class_weight
 
+from skcvxbn.arrays import Rows
 from skcvxbn.losses import (
     LossFunction,
     absolute_error,
@@ -119,3 +123,49 @@ def class_targets(codes: NDArray[np.intp], n_classes: int, loss: str) -> Targets
     else:
         coded = 2 * indicator - 1 if loss in ("hinge", "squared_hinge") else indicator
     return Targets(coded[codes], CLASSIFICATION_LOSSES[loss], translates=loss == "squared_error")
+
+
+def class_weights(
+    class_weight: dict[Any, float] | str | None, classes: NDArray, y: NDArray, weight: Floats, rows: Rows
+) -> Floats:
+    """Return the factor of each class that a parameter `class_weight` stands for.
+
+    Parameters
+    ----------
+    class_weight : dict, "balanced" or None
+        The parameter.
+    classes : ndarray of shape (n_classes,)
+        The labels, sorted.
+    y : ndarray of shape (n_samples,)
+        Label of each row.
+    weight : ndarray of shape (n_samples,)
+        Positive weights of the rows.
+    rows : Rows
+        How to sum over them.
+
+    Returns
+    -------
+    ndarray of shape (n_classes,)
+        The factors.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skcvxbn.arrays import Rows
+    >>> from skcvxbn.targets import class_weights
+    >>> y = np.array(["a", "b", "b", "b"])
+    >>> class_weights("balanced", np.array(["a", "b"]), y, np.ones(4), Rows())
+    array([2.        , 0.66666667])
+    """
+    if isinstance(class_weight, str):
+        # By weights, so that a weight of two is a row repeated.
+        codes = np.searchsorted(classes, y)
+        shares = rows.total(np.bincount(codes, weights=weight, minlength=len(classes)))
+        return shares.sum() / (len(classes) * shares)
+    factors = [] if class_weight is None else class_weight.values()
+    if not all(isinstance(factor, Real) and 0 < factor < np.inf for factor in factors):
+        raise ValueError(
+            "class_weight must be a dict from labels to positive and finite numbers. Got "
+            f"{class_weight!r} instead."
+        )
+    return compute_class_weight(class_weight, classes=classes, y=y)

@@ -76,7 +76,9 @@ class Training:
 
     def objective(self, network: BatchNormNetwork, beta: float) -> float:
         """Training objective of a network, by a forward pass."""
-        return network.objective(self.X, self.Y, beta, self.weight, self.loss)
+        own = network.objective(self.X, self.Y, 0.0, self.weight, self.loss)
+        (value,) = self.backend.rows.totals(np.float64(own))
+        return value + 0.5 * beta * network.penalty(self.whitening.n_rows)
 
     def start(self, network: BatchNormNetwork) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Express a network in whitened coordinates; None where it has other features or outputs."""

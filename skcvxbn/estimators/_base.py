@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -18,10 +19,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skcvxbn._sklearn import HasMethods, Interval, StrOptions
+from skcvxbn._sklearn import HasMethods, Interval, StrOptions, check_sample_weight, on_host
 from skcvxbn.arrangements import enumerate_arrangements, given_arrangements, sampled_arrangements
+from skcvxbn.arrays import Rows
 from skcvxbn.backend import Backend, resolve
 from skcvxbn.certificates import prove
+from skcvxbn.distributed import training_rows
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.solvers import Options, Solution, solve
 from skcvxbn.targets import Targets
@@ -54,7 +57,7 @@ class NetworkEstimator(BaseEstimator):
 
     def _forward(self, X: Any) -> NDArray[Any]:
         check_is_fitted(self, "network_")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = validate_data(self, on_host(X), dtype=[np.float64, np.float32], reset=False)
         return self.network_.forward(X)
 
 
@@ -133,7 +136,7 @@ class ConvexBNEstimator(NetworkEstimator):
         """Train on validated rows of any weight."""
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, y, weight = positive_rows(X, y, weight)
-        targets, weight = self._code(y, weight)
+        targets, weight = self._code(y, weight, backend.rows)
         training = self._prepare(X, targets, weight, backend)
         beta = self.beta_ratio * training.beta_max if self.beta is None else self.beta
         self._train(training, float(beta), deadline)
@@ -143,7 +146,7 @@ class ConvexBNEstimator(NetworkEstimator):
         """Check rows and targets in scikit-learn's words, and note the features."""
 
     @abstractmethod
-    def _code(self, y: NDArray[Any], weight: Floats) -> tuple[Targets, Floats]:
+    def _code(self, y: NDArray[Any], weight: Floats, rows: Rows) -> tuple[Targets, Floats]:
         """Code targets and weights of rows of positive weight, and set what predictions need of them."""
 
     @abstractmethod
@@ -174,7 +177,8 @@ class ConvexBNEstimator(NetworkEstimator):
 
     def _train(self, training: Training, beta: float, deadline: float) -> None:
         """Solve the training problem and set the fitted attributes."""
-        rng = check_random_state(self.random_state)
+        rows = training.backend.rows
+        rng = rows.everyone(check_random_state(self.random_state))[0]
         patterns = self._patterns(training, rng)
         options = self._options(rng, deadline)
         problem = training.at(beta)
@@ -184,7 +188,7 @@ class ConvexBNEstimator(NetworkEstimator):
             solver=self.solver,
             patterns=patterns,
             complete=self._enumerates,
-            start=self._start(training),
+            start=rows.everyone(self._start(training))[0],
         )
         if self.certificate == "exact" and solution.certificate != "exact":
             solution = prove(problem.host, solution, options, max_time=self.certificate_max_time)
@@ -236,7 +240,47 @@ class ConvexBNEstimator(NetworkEstimator):
                 f"backend={self.backend!r} trains over all arrangements: it requires "
                 "arrangements='generated'. For sampled, enumerated or given ones choose backend='numpy'."
             )
-        return resolve(self.backend, self.device)
+        rows = training_rows()
+        if rows.shared:
+            self._check_shardable()
+        return replace(resolve(self.backend, self.device), rows=rows)
+
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[NDArray[Any], NDArray[Any], Floats, Backend]:
+        """Validate parameters and data: those of all processes, where they share the rows."""
+        rows = training_rows()
+        with rows.together():
+            backend = self._checked_backend()
+            X, y = self._validate(X, y)
+            weight = check_sample_weight(on_host(sample_weight), X)
+        self._agree(X, y, rows)
+        return X, y, weight, backend
+
+    def _check_shardable(self) -> None:
+        """Refuse what needs all rows, or a cache of its own, in every process."""
+        required = {"backend": "torch", "certificate": "estimated", "memory": None}
+        for name, value in required.items():
+            given = getattr(self, name)
+            if given != value:
+                raise ValueError(f"Sharded rows require {name}={value!r}. Got {given!r} instead.")
+
+    def _agree(self, X: NDArray[Any], y: NDArray[Any], rows: Rows) -> None:
+        """Refuse parameters and shards that are not of one problem."""
+        own = ("device", "random_state", "verbose")
+        parameters = {name: value for name, value in self.get_params(deep=False).items() if name not in own}
+        labels = y.dtype.kind in "OSTU"
+        rows.agree(
+            {
+                **parameters,
+                "the class of the estimator": type(self).__name__,
+                "the number of features": X.shape[1],
+                "the names of the features": getattr(self, "feature_names_in_", None),
+                "the precision of X": X.dtype.name,
+                "the shape of y": y.shape[1:],
+                "whether y are strings": labels,
+            }
+        )
 
     def _check_provable(self, rank: int, n_outputs: int) -> None:
         """Refuse a proof that is impossible or hopeless, before any training."""
@@ -275,7 +319,8 @@ class ConvexBNEstimator(NetworkEstimator):
             max_neurons=self.max_neurons,
             search_starts=self.search_starts,
             rng=rng,
-            verbose=int(self.verbose),
+            # One process speaks for all.
+            verbose=int(self.verbose) if training_rows().rank == 0 else 0,
             deadline=deadline,
         )
 

@@ -20,6 +20,8 @@ from skcvxbn.interpolation import RankError
 
 Floats = NDArray[np.float64]
 
+PRECISIONS = [np.float64, np.float32]
+
 # Width of the layer that hidden_layer_sizes="auto" adds, per distinct row. Two suffice for the rank; test
 # errors fall up to about eight (they peak where the width is just enough to interpolate).
 _WIDTH_PER_ROW, _MIN_WIDTH_PER_ROW = 8, 2

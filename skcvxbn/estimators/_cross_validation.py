@@ -20,8 +20,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.parallel import Parallel, delayed
 
-from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context, rows_of
+from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context, on_host, rows_of
 from skcvxbn.backend import Backend, within_memory
+from skcvxbn.distributed import refuse_shards
 from skcvxbn.estimators._base import ConvexBNEstimator
 from skcvxbn.path import decreasing, log_grid
 from skcvxbn.solvers import Solution, solve, solve_roughly
@@ -94,6 +95,8 @@ class CrossValidated(ConvexBNEstimator):
         ConvergenceWarning
             If the gap of the network is above `tol` after `max_iter` rounds. It is usable and its gap valid.
         """
+        refuse_shards(type(self).__name__)
+        sample_weight = on_host(sample_weight)
         backend = self._checked_backend()
         ratios, components = self._ratios(), self._components()
         split_params, score_params = self._routed(sample_weight, params)
@@ -108,7 +111,7 @@ class CrossValidated(ConvexBNEstimator):
 
     def _fit_best(self, search: _Search, score_params: dict[str, Any]) -> None:
         X, y, weight = positive_rows(search.X, search.y, search.weight)
-        targets, weight = self._code(y, weight)
+        targets, weight = self._code(y, weight, search.backend.rows)
         # Before the folds are trained: what is refused here would be refused after them.
         trainings = [self._prepare(X, targets, weight, search.backend, k) for k in search.components]
         self._check_splits(search)
@@ -255,7 +258,7 @@ def _path_scores(
     """Train the networks of one fold along the path and score them: the quantities of `_QUANTITIES`."""
     train, test = split
     X, y, weight = positive_rows(search.X[train], search.y[train], search.weight[train])
-    targets, weight = model._code(y, weight)
+    targets, weight = model._code(y, weight, search.backend.rows)
     clock = time.perf_counter()
     training = model._prepare(X, targets, weight, search.backend, n_components)
     held_out = search.X[test], search.y[test]

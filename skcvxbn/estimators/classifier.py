@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.base import ClassifierMixin
-from sklearn.utils import column_or_1d, compute_class_weight
+from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn._sklearn import Interval, StrOptions, beside, fit_context, on_host
+from skcvxbn.arrays import Rows
 from skcvxbn.backend import within_memory
 from skcvxbn.estimators._base import ConvexBNEstimator
-from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets
+from skcvxbn.targets import CLASSIFICATION_LOSSES, Targets, class_targets, class_weights
 
 
 def _has_probabilities(classifier: ConvexBNClassifier) -> bool:
@@ -285,27 +286,31 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        backend = self._checked_backend()
-        with self._unchanged_on_failure(), within_memory(backend):
-            X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
+        with self._unchanged_on_failure():
+            X, y, weight, backend = self._checked(X, y, sample_weight)
+            with within_memory(backend):
+                self._fit(X, y, weight, backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        X, y = validate_data(
+            self, on_host(X), on_host(y), dtype=[np.float64, np.float32], ensure_min_samples=2
+        )
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return X, y
 
-    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
-        self.classes_, codes = np.unique(y, return_inverse=True)
+    def _code(
+        self, y: NDArray[Any], weight: NDArray[np.float64], rows: Rows
+    ) -> tuple[Targets, NDArray[np.float64]]:
+        self.classes_ = np.unique(np.concatenate(rows.everyone(np.unique(y))))
         if len(self.classes_) < 2:
             (one,) = self.classes_.tolist()
             raise ValueError(
                 f"{type(self).__name__} requires samples of at least 2 classes in the data (rows of weight "
                 f"zero do not count), but the data contains only one class: {one!r}."
             )
-        self.class_weight_ = self._class_weights(codes, weight)
+        self.class_weight_ = class_weights(self.class_weight, self.classes_, y, weight, rows)
         return self._coded(y, weight)
 
     def _coded(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
@@ -315,19 +320,6 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
     @property
     def _single_output(self) -> bool:
         return len(self.classes_) == 2
-
-    def _class_weights(self, codes: NDArray[np.intp], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return a factor for each class."""
-        if isinstance(self.class_weight, str):
-            # By weights, so that a weight of two is a row repeated.
-            return weight.sum() / (len(self.classes_) * np.bincount(codes, weights=weight))
-        factors = [] if self.class_weight is None else self.class_weight.values()
-        if not all(isinstance(factor, Real) and 0 < factor < np.inf for factor in factors):
-            raise ValueError(
-                "class_weight must be a dict from labels to positive and finite numbers. Got "
-                f"{self.class_weight!r} instead."
-            )
-        return compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
 
     def decision_function(self, X: Any) -> NDArray[Any]:
         """Return the outputs of the network, each row by itself.
@@ -342,8 +334,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         decision : ndarray of shape (n_samples,) or (n_samples, n_classes)
             With two classes one output, positive for ``classes_[1]``; otherwise one output a class.
         """
-        out = self._forward(X)
-        return out[:, 0] if self._single_output else out
+        return beside(self._decision(X), X)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of the largest output.
@@ -358,8 +349,9 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         y : ndarray of shape (n_samples,)
             Labels among `classes_`.
         """
-        decision = self.decision_function(X)
-        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+        decision = self._decision(X)
+        which = (decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)
+        return beside(self.classes_[which], X)
 
     @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> NDArray[Any]:
@@ -375,7 +367,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         probabilities : ndarray of shape (n_samples, n_classes)
             In the order of `classes_`; every row adds up to one.
         """
-        return softmax(self._logits(X), axis=1)
+        return beside(softmax(self._logits(X), axis=1), X)
 
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> NDArray[Any]:
@@ -391,10 +383,14 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         log_probabilities : ndarray of shape (n_samples, n_classes)
             In the order of `classes_`, without underflow.
         """
-        return log_softmax(self._logits(X), axis=1)
+        return beside(log_softmax(self._logits(X), axis=1), X)
+
+    def _decision(self, X: Any) -> NDArray[Any]:
+        out = self._forward(X)
+        return out[:, 0] if self._single_output else out
 
     def _logits(self, X: Any) -> NDArray[Any]:
-        decision = self.decision_function(X)
+        decision = self._decision(X)
         if decision.ndim == 1:
             return np.stack([np.zeros_like(decision), decision], axis=1)
         return decision

@@ -11,8 +11,9 @@ from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 
-from skcvxbn._sklearn import check_sample_weight, fit_context
-from skcvxbn.estimators._closed_form import ClosedFormEstimator
+from skcvxbn._sklearn import beside, check_sample_weight, fit_context, on_host
+from skcvxbn.distributed import refuse_shards
+from skcvxbn.estimators._closed_form import PRECISIONS, ClosedFormEstimator
 from skcvxbn.training import positive_rows
 
 
@@ -168,11 +169,13 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        refuse_shards(type(self).__name__)
         self._check_sizes()
+        y, sample_weight = on_host(y), on_host(sample_weight)
         with self._unchanged_on_failure():
             if self.feature_extractor is None:
-                numeric: Any = {"multi_output": True, "y_numeric": True, "dtype": [np.float64, np.float32]}
-                X, y = validate_data(self, X, y, ensure_min_samples=2, **numeric)
+                numeric: Any = {"multi_output": True, "y_numeric": True, "dtype": PRECISIONS}
+                X, y = validate_data(self, on_host(X), y, ensure_min_samples=2, **numeric)
             Y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
             check_consistent_length(X, Y)
             weight = check_sample_weight(sample_weight, Y)
@@ -198,7 +201,7 @@ class ClosedFormBNNet(RegressorMixin, ClosedFormEstimator):
             The output of the network, of the dimensions of the `y` given to `fit`.
         """
         out = self._forward(X)
-        return out[:, 0] if self._single_output else out
+        return beside(out[:, 0] if self._single_output else out, X)
 
     def __sklearn_tags__(self) -> Any:
         """Declare several targets."""
@@ -338,10 +341,12 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         ConvergenceWarning
             If the features are so ill-conditioned that rounding keeps the network from the optimum.
         """
+        refuse_shards(type(self).__name__)
         self._check_sizes()
+        y, sample_weight = on_host(y), on_host(sample_weight)
         with self._unchanged_on_failure():
             if self.feature_extractor is None:
-                X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
+                X, y = validate_data(self, on_host(X), y, dtype=PRECISIONS, ensure_min_samples=2)
             y = column_or_1d(y, warn=True)
             check_consistent_length(X, y)
             check_classification_targets(y)
@@ -375,7 +380,7 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
             With two classes one output, positive for ``classes_[1]``; otherwise one output a class.
         """
         out = self._forward(X)
-        return out[:, 0] if len(self.classes_) == 2 else out
+        return beside(out[:, 0] if len(self.classes_) == 2 else out, X)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of the largest output.
@@ -390,5 +395,6 @@ class ClosedFormBNClassifier(ClassifierMixin, ClosedFormEstimator):
         y : ndarray of shape (n_samples,)
             Labels among `classes_`.
         """
-        decision = self.decision_function(X)
-        return self.classes_[(decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(axis=1)]
+        out = self._forward(X)
+        codes = (out[:, 0] > 0).astype(int) if len(self.classes_) == 2 else out.argmax(axis=1)
+        return beside(self.classes_[codes], X)

@@ -11,7 +11,8 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
-from skcvxbn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from skcvxbn._sklearn import Interval, StrOptions, beside, fit_context, on_host
+from skcvxbn.arrays import Rows
 from skcvxbn.backend import within_memory
 from skcvxbn.estimators._base import DEFAULT_BETA_RATIO, ConvexBNEstimator
 from skcvxbn.targets import REGRESSION_LOSSES, Targets, regression_targets
@@ -176,6 +177,11 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
     a weight of zero removes it. Equal rows are merged before training, so the network does not depend on
     the order of the rows, nor on whether a row is repeated or weighted.
 
+    With scikit-learn's configuration ``array_api_dispatch=True`` rows may be arrays of PyTorch, CuPy and
+    other libraries, on any device. They are read on the host, and predictions come back in their library and
+    on their device; fitted attributes are NumPy. For rows spread over processes see
+    :func:`skcvxbn.sharded_rows`.
+
     References
     ----------
     .. [1] T. Ergen, A. Sahiner, B. Ozturkler, J. Pauly, M. Mardani, M. Pilanci, "Demystifying Batch
@@ -283,17 +289,17 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         ConvergenceWarning
             If the gap is above `tol` after `max_iter` rounds. The network is usable and its gap valid.
         """
-        backend = self._checked_backend()
-        with self._unchanged_on_failure(), within_memory(backend):
-            X, y = self._validate(X, y)
-            self._fit(X, y, check_sample_weight(sample_weight, X), backend)
+        with self._unchanged_on_failure():
+            X, y, weight, backend = self._checked(X, y, sample_weight)
+            with within_memory(backend):
+                self._fit(X, y, weight, backend)
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
         X, y = validate_data(
             self,
-            X,
-            y,
+            on_host(X),
+            on_host(y),
             dtype=[np.float64, np.float32],
             multi_output=True,
             y_numeric=True,
@@ -301,7 +307,10 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         )
         return X, check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
 
-    def _code(self, y: NDArray[Any], weight: NDArray[np.float64]) -> tuple[Targets, NDArray[np.float64]]:
+    def _code(
+        self, y: NDArray[Any], weight: NDArray[np.float64], rows: Rows
+    ) -> tuple[Targets, NDArray[np.float64]]:
+        del rows
         self._n_dimensions = y.ndim
         return self._coded(y, weight)
 
@@ -326,7 +335,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             The output of the network, of the dimensions of the `y` given to `fit`.
         """
         out = self._forward(X)
-        return out[:, 0] if self._single_output else out
+        return beside(out[:, 0] if self._single_output else out, X)
 
     def __sklearn_tags__(self) -> Any:
         """Declare several targets."""

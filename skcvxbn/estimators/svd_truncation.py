@@ -22,7 +22,8 @@ from sklearn.base import (
 )
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from skcvxbn._sklearn import check_sample_weight
+from skcvxbn._sklearn import beside, check_sample_weight, on_host
+from skcvxbn.distributed import refuse_shards
 from skcvxbn.whitening import n_leading
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -140,7 +141,9 @@ class SVDTruncation(ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, Trans
             If a parameter is out of range, `X` has fewer than two rows or no variance over the rows of
             positive weight, or a weight is negative or not finite.
         """
+        refuse_shards(type(self).__name__)
         self._check_parameters()
+        X, sample_weight = on_host(X), on_host(sample_weight)
         X = validate_data(
             self, X, accept_sparse=("csr", "csc"), dtype=[np.float64, np.float32], ensure_min_samples=2
         )
@@ -177,7 +180,8 @@ class SVDTruncation(ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, Trans
             The projected rows ("lowrank") or their coordinates ("scores"), dense, in the dtype of `X`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
+        given, dtype = X, [np.float64, np.float32]
+        X = validate_data(self, on_host(X), accept_sparse="csr", dtype=dtype, reset=False)
         mean = self.mean_.astype(np.float64)
         directions = np.ascontiguousarray(self.components_.T, dtype=np.float64)
         sparse = scipy.sparse.issparse(X)
@@ -187,7 +191,7 @@ class SVDTruncation(ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, Trans
             # Dense rows are centred first, so that nothing cancels when the mean is large.
             scores = (X[rows] if sparse else X[rows] - mean) @ directions - shift
             out[rows] = scores if self.output == "scores" else scores @ directions.T + mean
-        return out
+        return beside(out, given)
 
     def inverse_transform(self, X: Any) -> NDArray[Any]:
         """Return transformed rows to the original features.

@@ -78,10 +78,14 @@ class Problem:
 
     @cached_property
     def host(self) -> Problem:
-        """The same problem in NumPy."""
-        if isinstance(self.A, np.ndarray):
+        """The problem of the rows of all processes, in NumPy."""
+        if isinstance(self.A, np.ndarray) and not self.rows.shared:
             return self
-        return replace(self, A=to_numpy(self.A), loss=self.loss.mapped(to_numpy))
+
+        def whole(M: Array) -> NDArray[Any]:
+            return to_numpy(self.rows.gathered(M))
+
+        return replace(self, A=whole(self.A), loss=replace(self.loss.mapped(whole), rows=Rows()))
 
     def on(self, backend: Backend) -> Problem:
         """Return the problem, given in NumPy, where the backend works."""

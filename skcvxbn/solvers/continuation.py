@@ -8,7 +8,6 @@ from the short one, and stopped at where it is small or after a few rounds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -73,7 +72,7 @@ class _Path:
         problem = replace(self.problem, beta=beta)
         single = replace(self.single, beta=beta)
         n_rounds, converged, bound = 0, False, -np.inf
-        while n_rounds < _ROUNDS and not converged and time.monotonic() < self.options.deadline:
+        while n_rounds < _ROUNDS and not converged and not problem.rows.past(self.options.deadline):
             n_rounds += 1
             self._join(problem)
             self._descend(problem, single)

@@ -10,8 +10,8 @@ is a smooth problem that starts next to its solution. Kinks of the loss are roun
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from scipy import linalg
@@ -105,7 +105,8 @@ def descend(
             break
         smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
         try:
-            x = _minimise(smooth, smooth.start(S, V), n_steps, tol, deadline)
+            late = partial(problem.rows.past, deadline)
+            x = _minimise(smooth, smooth.start(S, V), n_steps, tol, late)
         except _Stopped as stop:
             raise Interrupted(balanced(*smooth.unpack(stop.x))) from None
         S, V = balanced(*smooth.unpack(x))
@@ -208,7 +209,7 @@ def _minimise(
     x: Array,
     n_steps: int,
     tol: float,
-    deadline: float,
+    late: Callable[[], bool],
 ) -> Array:
     memory = _Memory(x)
     try:
@@ -216,7 +217,7 @@ def _minimise(
         reference = value
         for step_number in range(1, n_steps + 1):
             moved = _step(evaluate, x, value, gradient, memory.direction(gradient))
-            if moved is None or time.monotonic() > deadline:
+            if moved is None or late():
                 break
             new_x, value, new_gradient = moved
             memory.update(new_x - x, new_gradient - gradient, new_gradient)

@@ -13,8 +13,8 @@ leave these. So descent goes first, then both take turns, and the program alone 
 
 from __future__ import annotations
 
-import time
 from enum import Enum
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +105,9 @@ def generate_neurons(
         while not generation.message:
             generation.round()
     except KeyboardInterrupt as stop:
+        # The other processes are not where this one is.
+        if problem.rows.shared:
+            raise
         if isinstance(stop, Interrupted):
             generation.keep(*stop.network)
         generation.message = _INTERRUPTED
@@ -169,6 +172,7 @@ class _Generation:
         if self.neurons.objective < self.best.objective:
             self.best = self.neurons
         last_gap = self.gap
+        self._check_in_step()
         self._search()
         if self.options.verbose:
             print(
@@ -177,6 +181,14 @@ class _Generation:
                 flush=True,
             )
         self._decide(progress, self.gap < _NARROWING * last_gap)
+
+    def _check_in_step(self) -> None:
+        """Refuse to go on where processes, on machines that round differently, have come to other neurons."""
+        rows = self.problem.rows
+        if rows.shared:
+            networks = b"".join(to_numpy(M).tobytes() for M in (self.neurons.S, self.neurons.U))
+            digest = blake2b(networks, digest_size=8).hexdigest()
+            rows.agree({f"the neurons after {self.n_iter} rounds": digest})
 
     def keep(self, S: Array, V: Array) -> None:
         """Take a network that an interrupt cut short, if it is the best so far."""
@@ -264,17 +276,17 @@ class _Generation:
         self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding)
 
     def _solve_program(self) -> None:
-        """Solve the convex program over the arrangements of the neurons, on the host."""
+        """Solve the convex program over the arrangements of the neurons, on the host of every process."""
         # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
         relative = max(self.options.tol, 0.3 * min(self.gap, 0.3))
         accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
-        neurons = self.neurons.merged(self.problem)
+        neurons, rows = self.neurons.merged(self.problem), self.problem.rows
         S, R = solve_over_arrangements(
             self.problem.host.smoothed(self.rounding),
-            *(to_numpy(M) for M in (neurons.patterns, neurons.U, neurons.S)),
+            *(to_numpy(M) for M in (rows.gathered(neurons.patterns), neurons.U, neurons.S)),
             tol=float(np.clip(accuracy, 1e-13, 1e-6)),
         )
-        S, R = (like(M, neurons.S) for M in (S, R))
+        S, R = (like(M, neurons.S) for M in (S, rows.own(R, neurons.R.shape[0])))
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
@@ -307,7 +319,7 @@ class _Generation:
                 self.way, self.standing_still, self.neurons = _Way.PROGRAM, 0, self.best
         else:
             self.standing_still = 0
-        if time.monotonic() >= options.deadline:
+        if self.problem.rows.past(options.deadline):
             self.message = "max_time was reached"
         elif self.n_iter >= options.max_iter:
             self.message = "max_iter was reached"
