@@ -70,7 +70,8 @@ class _Path:
         affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
         dear = affordable < _LARGEST_WIDTH and n_rows > _ROWS_PER_DIRECTION * rank
-        self.n_rounds, self.strides = (1, _DEAR_STRIDES) if dear else (_ROUNDS, (1,))
+        self.n_rounds = 1 if dear else _ROUNDS
+        self.strides = _DEAR_STRIDES if dear else (1,)
 
     def at(self, beta: float) -> Solution:
         """Follow the network to a smaller weight decay."""
