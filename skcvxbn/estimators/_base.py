@@ -83,6 +83,7 @@ class ConvexBNEstimator(NetworkEstimator):
         "memory": [str, HasMethods(["cache"]), None],
         "backend": [StrOptions({"numpy", "torch"})],
         "device": [str, None],
+        "dtype": [StrOptions({"float32", "float64"}), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -108,6 +109,7 @@ class ConvexBNEstimator(NetworkEstimator):
         memory: Any = None,
         backend: str = "numpy",
         device: str | None = None,
+        dtype: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -129,6 +131,7 @@ class ConvexBNEstimator(NetworkEstimator):
         self.memory = memory
         self.backend = backend
         self.device = device
+        self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose
 
@@ -207,6 +210,11 @@ class ConvexBNEstimator(NetworkEstimator):
         self.intercept_ = float(intercept[0]) if self._single_output else intercept
         if not solution.converged:
             self._warn_not_converged(solution)
+
+    @property
+    def _dtypes(self) -> Any:
+        """Precision to read rows in; of several, the first if it is none of them."""
+        return [np.float64, np.float32] if self.dtype is None else np.dtype(self.dtype)
 
     @property
     def _chosen_shrinkage(self) -> float:

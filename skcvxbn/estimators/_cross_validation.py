@@ -72,7 +72,7 @@ class CrossValidated(ConvexBNEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, dense and finite. float32 is kept, anything else is read as float64.
+            Training rows, dense and finite, read in the precision that `dtype` says.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets or labels.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -128,6 +128,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
     device : str, default=None
         Where PyTorch trains: "cpu", "cuda" or "cuda:1", the second GPU. None is a GPU where there is one.
+    dtype : {"float32", "float64"}, default=None
+        Precision of the rows, and of the network. None is that of the rows, and float64 where it is neither.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -229,6 +231,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         memory: Any = None,
         backend: str = "numpy",
         device: str | None = None,
+        dtype: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -251,6 +254,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
             memory=memory,
             backend=backend,
             device=device,
+            dtype=dtype,
             random_state=random_state,
             verbose=verbose,
         )
@@ -264,7 +268,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, dense and finite. float32 is kept, anything else is read as float64.
+            Training rows, dense and finite, read in the precision that `dtype` says.
         y : array-like of shape (n_samples,)
             Labels of any type, at least two different ones.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -293,9 +297,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         return self
 
     def _validate(self, X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-        X, y = validate_data(
-            self, on_host(X), on_host(y), dtype=[np.float64, np.float32], ensure_min_samples=2
-        )
+        X, y = validate_data(self, on_host(X), on_host(y), dtype=self._dtypes, ensure_min_samples=2)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return X, y

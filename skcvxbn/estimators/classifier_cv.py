@@ -119,6 +119,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
     device : str, default=None
         Where PyTorch trains: "cpu", "cuda" or "cuda:1", the second GPU. None is a GPU where there is one.
+    dtype : {"float32", "float64"}, default=None
+        Precision of the rows, and of the network. None is that of the rows, and float64 where it is neither.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same result at every
         call.
@@ -238,6 +240,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         memory: Any = None,
         backend: str = "numpy",
         device: str | None = None,
+        dtype: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -267,5 +270,6 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         self.memory = memory
         self.backend = backend
         self.device = device
+        self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose

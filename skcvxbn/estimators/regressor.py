@@ -117,6 +117,8 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
     device : str, default=None
         Where PyTorch trains: "cpu", "cuda" or "cuda:1", the second GPU. None is a GPU where there is one.
+    dtype : {"float32", "float64"}, default=None
+        Precision of the rows, and of the network. None is that of the rows, and float64 where it is neither.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same network at every
         call. The objectives of different seeds agree within the stated gaps, where the bounds hold.
@@ -232,6 +234,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         memory: Any = None,
         backend: str = "numpy",
         device: str | None = None,
+        dtype: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -254,6 +257,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             memory=memory,
             backend=backend,
             device=device,
+            dtype=dtype,
             random_state=random_state,
             verbose=verbose,
         )
@@ -268,7 +272,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, dense and finite. float32 is kept, anything else is read as float64.
+            Training rows, dense and finite, read in the precision that `dtype` says.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -300,7 +304,7 @@ class ConvexBNRegressor(RegressorMixin, ConvexBNEstimator):
             self,
             on_host(X),
             on_host(y),
-            dtype=[np.float64, np.float32],
+            dtype=self._dtypes,
             multi_output=True,
             y_numeric=True,
             ensure_min_samples=2,

@@ -116,6 +116,8 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         a GPU, with `arrangements` "generated" only. What is fitted is NumPy either way.
     device : str, default=None
         Where PyTorch trains: "cpu", "cuda" or "cuda:1", the second GPU. None is a GPU where there is one.
+    dtype : {"float32", "float64"}, default=None
+        Precision of the rows, and of the network. None is that of the rows, and float64 where it is neither.
     random_state : int, RandomState instance or None, default=None
         Source of the starting points and of the sampled gates. Pass an int for the same result at every
         call.
@@ -234,6 +236,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         memory: Any = None,
         backend: str = "numpy",
         device: str | None = None,
+        dtype: str | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -264,5 +267,6 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         self.memory = memory
         self.backend = backend
         self.device = device
+        self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose

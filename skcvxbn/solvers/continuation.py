@@ -19,12 +19,15 @@ from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, verified
 
-# Rounds of search and descent at one weight decay, at most.
-_ROUNDS = 3
+# Rounds of search and descent at one weight decay, at most. Where they are dear it is one, whose first stage
+# sees every third row.
+_ROUNDS, _DEAR_STRIDES = 3, (3, 1)
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
 _WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
+# Rows for each direction, at least, for a third of them to do.
+_ROWS_PER_DIRECTION = 32
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
@@ -66,13 +69,16 @@ class _Path:
         self.neurons, self.found = self.none, Candidates(*nothing, np.zeros(0))
         affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
+        dear = affordable < _LARGEST_WIDTH and n_rows > _ROWS_PER_DIRECTION * rank
+        self.n_rounds = 1 if dear else _ROUNDS
+        self.strides = _DEAR_STRIDES if dear else (1,)
 
     def at(self, beta: float) -> Solution:
         """Follow the network to a smaller weight decay."""
         problem = replace(self.problem, beta=beta)
         single = replace(self.single, beta=beta)
         n_rounds, converged, bound = 0, False, -np.inf
-        while n_rounds < _ROUNDS and not converged and not problem.rows.past(self.options.deadline):
+        while n_rounds < self.n_rounds and not converged and not problem.rows.past(self.options.deadline):
             n_rounds += 1
             self._join(problem)
             self._descend(problem, single)
@@ -110,6 +116,7 @@ class _Path:
             astype(S, np.float32),
             astype(V, np.float32),
             widths=_WIDTHS,
+            strides=self.strides,
             n_steps=_STEPS,
             tol=_STANDSTILL,
             deadline=self.options.deadline,

@@ -62,9 +62,9 @@ _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 1e-4, 1e-5, 1e-2
-# With several outputs and dear steps a gap above the first is out of reach once a round gains less than the
-# second, or than a share of the tolerance, the third.
-_FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.5, 5e8
+# With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
+# round gains less than the second, or than a share of the tolerance, the third.
+_FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.6, 5e8
 # Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
 # first of these that costs less than this share of the tolerance.
 _COSINES, _MERGING = (0.99, 0.9999, 1 - 1e-6), 1e-2
@@ -335,7 +335,8 @@ class _Generation:
                 self.way = _Way.TURNS if self.several else _Way.PROGRAM
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
-        far = self.several and self._work() > _FAR_WORK and self.gap > _FAR
+        loose = self.several or self.options.tol >= _FAR
+        far = loose and self._work() > _FAR_WORK and self.gap > _FAR
         if far and self.n_iter > 1 and progress < max(_FAR_GIVE_UP, _FAR_SHARE * self.options.tol):
             self.standing_still = self.patience
 

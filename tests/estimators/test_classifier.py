@@ -147,3 +147,28 @@ def test_same_seed_same_network():
     X, y = make_data(3)
     fitted = model().fit(X, y)
     assert_array_equal(clone(fitted).fit(X, y).decision_function(X), fitted.decision_function(X))
+
+
+@pytest.mark.parametrize("estimator", [ConvexBNClassifier, ConvexBNRegressor])
+@pytest.mark.parametrize(
+    ("given", "dtype", "expected"),
+    [
+        (np.float64, None, np.float64),
+        (np.float32, None, np.float32),
+        (np.int64, None, np.float64),
+        (np.float64, "float32", np.float32),
+        (np.float32, "float64", np.float64),
+    ],
+)
+def test_the_precision_is_that_of_the_rows_or_the_one_asked_for(estimator, given, dtype, expected):
+    X, y = make_data(2)
+    X = (10 * X).astype(given)
+    before = X.copy()
+    fitted = estimator(beta_ratio=0.3, dtype=dtype, random_state=0).fit(X, y)
+    assert fitted.network_.hidden_weights.dtype == fitted.network_.output_weights.dtype == expected
+    assert_array_equal(X, before)
+
+
+def test_precisions_are_two():
+    with pytest.raises(ValueError, match="The 'dtype' parameter of ConvexBNClassifier must be a str among"):
+        model(dtype="float16").fit(*make_data(2))
