@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
 from skcvxbn.solvers.descent import descend
-from skcvxbn.solvers.search import search
+from skcvxbn.solvers.search import Stage, search
 
 BASE = {"rows": 8_000, "directions": 128, "neurons": 128}
 SWEEPS = {
@@ -63,9 +63,9 @@ def _measure(*, rows: int, directions: int, neurons: int, outputs: int, repeats:
     descents, searches = [], []
     for _ in range(repeats):
         start = process_time()
-        descend(problem, S, V, n_steps=DESCENT_STEPS)
+        descend(problem, S, V, widths=(0.1,), n_steps=DESCENT_STEPS)
         middle = process_time()
-        search(A, R, S, V, stages=((1, PROJECTIONS, None),))
+        search(A, R, S, V, stages=(Stage(1, PROJECTIONS, None, 0.0),))
         descents.append((middle - start) / DESCENT_STEPS)
         searches.append(process_time() - middle)
     return float(np.median(descents)), float(np.median(searches))
