@@ -26,6 +26,8 @@ _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
 _WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
+# From this tolerance on fewer steps do.
+_LOOSE, _LOOSE_STEPS = 0.1, 20
 # Rows for each direction, at least, for a third of them to do.
 _ROWS_PER_DIRECTION = 32
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
@@ -117,7 +119,7 @@ class _Path:
             astype(V, np.float32),
             widths=_WIDTHS,
             strides=self.strides,
-            n_steps=_STEPS,
+            n_steps=_STEPS if self.options.tol < _LOOSE else _LOOSE_STEPS,
             tol=_STANDSTILL,
             deadline=self.options.deadline,
         )
