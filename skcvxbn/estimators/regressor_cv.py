@@ -101,7 +101,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
     refit : bool, default=True
         Whether to train a network on all rows with the weight decay chosen. Without it there are the
         results of the search, and no predictions.
-    cv_tol : float, default=0.5
+    cv_tol : float, default=0.1
         Relative gap at which the training of a network of a fold stops, as a short search estimates it.
         Networks are only compared: their scores change little from here on.
     n_jobs : int, default=None
@@ -231,7 +231,7 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         scoring: str | Callable[..., float] | None = None,
         selection_rule: str = "best",
         refit: bool = True,
-        cv_tol: float = 0.5,
+        cv_tol: float = 0.1,
         n_jobs: int | None = None,
         memory: Any = None,
         backend: str = "numpy",

@@ -26,7 +26,7 @@ _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
 _WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
-# From this tolerance on fewer steps do.
+# From this tolerance on one round of fewer steps does.
 _LOOSE, _LOOSE_STEPS = 0.1, 20
 # Rows for each direction, at least, for a third of them to do.
 _ROWS_PER_DIRECTION = 32
@@ -72,7 +72,8 @@ class _Path:
         affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
         dear = affordable < _LARGEST_WIDTH and n_rows > _ROWS_PER_DIRECTION * rank
-        self.n_rounds = 1 if dear else _ROUNDS
+        self.loose = options.tol >= _LOOSE
+        self.n_rounds = 1 if dear or self.loose else _ROUNDS
         self.strides = _DEAR_STRIDES if dear else (1,)
 
     def at(self, beta: float) -> Solution:
@@ -119,7 +120,7 @@ class _Path:
             astype(V, np.float32),
             widths=_WIDTHS,
             strides=self.strides,
-            n_steps=_STEPS if self.options.tol < _LOOSE else _LOOSE_STEPS,
+            n_steps=_LOOSE_STEPS if self.loose else _STEPS,
             tol=_STANDSTILL,
             deadline=self.options.deadline,
         )
