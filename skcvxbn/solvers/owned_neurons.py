@@ -15,6 +15,8 @@ from skcvxbn.solvers.output_weights import nonnegative_least_squares
 # largest, below which neurons may be left out: from the boldest, the first that costs little is taken.
 _COSINES = (0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-9)
 _NEGLIGIBLE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+# Singular values below this share of the largest are rounding.
+_RANK = 1e-12
 
 
 @dataclass(frozen=True)
@@ -132,5 +134,7 @@ class OwnedNeurons:
         """
         hidden = patterns[:, self.owner] * (problem.A @ self.S)
         outputs = (hidden[:, None, :] * self.U.T).reshape(-1, len(self))
-        equations = np.vstack([outputs, self.sizes])
+        # In orthonormal rows: older SciPy forms normal equations, whose rounding would spoil any others.
+        _, values, equations = np.linalg.svd(np.vstack([outputs, self.sizes]), full_matrices=False)
+        equations = equations[values > _RANK * values[0]]
         return self.resized(self.sizes * nonnegative_least_squares(equations, equations.sum(axis=1)))
