@@ -225,7 +225,7 @@ class _Program:
             self.priced = self.prices.confirmed(self.R, self.network)
             self.bound = self._bound(self.R)
         left = max(tol * self.objective - (self.objective - self.bound), 0.0)
-        best = self.best.fewer(problem, self.patterns, self.objective + _FEWER * left)
+        best = self.best.fewer(problem, self.patterns, self.objective + _FEWER * left).rescaled(problem)
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V)
         lower_bound = min(self.bound, objective)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
 from skcvxbn.solvers.base import Problem, without_negligible
 from skcvxbn.solvers.neurons import merge
@@ -17,6 +18,8 @@ _COSINES = (0.5, 0.9, 0.99, 0.999, 1 - 1e-5, 1 - 1e-9)
 _NEGLIGIBLE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 # Singular values below this share of the largest are rounding.
 _RANK = 1e-12
+# Bounds of a common factor of the sizes of a network near the optimum, and its accuracy.
+_FACTORS, _FACTOR_ACCURACY = (0.5, 2.0), 1e-10
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,17 @@ class OwnedNeurons:
                 directions.append(u)
                 kept.append(j)
         return self.take(np.array(kept, dtype=int))
+
+    def rescaled(self, problem: Problem) -> OwnedNeurons:
+        """Multiply all sizes by the best common factor, so that the dual point prices the network exactly."""
+        F, penalty = problem.hidden(self.S) @ self.U, problem.beta * self.sizes.sum()
+
+        def objective(factor: float) -> float:
+            return problem.at(factor * F).value + factor * penalty
+
+        options = {"xatol": _FACTOR_ACCURACY}
+        factor = optimize.minimize_scalar(objective, bounds=_FACTORS, method="bounded", options=options).x
+        return self.resized(factor * self.sizes) if objective(factor) < objective(1.0) else self
 
     def fewer(self, problem: Problem, patterns: NDArray, allowed: float) -> OwnedNeurons:
         """Merge neurons and leave some out, as far as the objective stays at most at what is allowed."""

@@ -77,6 +77,24 @@ def test_negligible_neurons_are_left_out():
     assert len(network.with_(small).fewer(problem, patterns, allowed)) <= len(network)
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_the_dual_point_prices_a_rescaled_network_exactly(n_outputs):
+    problem, _, network = instance(n_outputs, n_neurons=6)
+    rescaled = network.resized(1.3 * network.sizes).rescaled(problem)
+    R = problem.dual_point(rescaled.S, rescaled.U)
+    priced = np.vdot(R, problem.hidden(rescaled.S) @ rescaled.U)
+    # Less than a relative error of 1e-8 in the factor leaves.
+    scale = np.sum((problem.hidden(rescaled.S) @ rescaled.U) ** 2)
+    assert priced == pytest.approx(problem.beta * rescaled.sizes.sum(), abs=1e-7 * scale)
+    np.testing.assert_array_equal(rescaled.owner, network.owner)
+
+
+def test_the_best_size_stays():
+    problem, _, network = instance(n_neurons=6)
+    best = network.rescaled(problem)
+    np.testing.assert_allclose(best.rescaled(problem).sizes, best.sizes, rtol=1e-7)
+
+
 def test_what_is_new_differs_in_arrangement_or_direction():
     U = np.array([[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     newcomers = OwnedNeurons(np.ones((3, 5)), U, np.array([4, 4, 5, 6, 6]))
@@ -94,4 +112,9 @@ def test_no_neurons_have_no_sizes():
     none = OwnedNeurons.none(problem)
     assert len(none) == 0
     assert none.sizes.shape == (0,)
-    assert len(none.merged(0.9)) == len(none.fewer(problem, patterns, np.inf)) == 0
+    assert (
+        len(none.rescaled(problem))
+        == len(none.merged(0.9))
+        == len(none.fewer(problem, patterns, np.inf))
+        == 0
+    )
