@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, BaseEstimator]] = {
     "cifar10": {
         "SVDTruncation, ConvexBNClassifier": make_pipeline(
             SVDTruncation(0.95, output="scores"),
-            ConvexBNClassifier(beta=0.5, max_neurons=384, tol=1e-3, max_time=75, random_state=0),
+            ConvexBNClassifier(beta=1, shrinkage=0.2, max_neurons=384, tol=1e-3, max_iter=1, random_state=0),
         ),
         "SVDTruncation, MLPClassifier": make_pipeline(
             SVDTruncation(0.95, output="scores"), MLPClassifier((384,), max_iter=10, random_state=0)
