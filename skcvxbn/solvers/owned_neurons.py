@@ -121,8 +121,7 @@ class OwnedNeurons:
         def objective(factor: float) -> float:
             return problem.at(factor * F).value + factor * penalty
 
-        options = {"xatol": _FACTOR_ACCURACY}
-        factor = optimize.minimize_scalar(objective, bounds=_FACTORS, method="bounded", options=options).x
+        factor = optimize.minimize_scalar(objective, bounds=_FACTORS, options={"xatol": _FACTOR_ACCURACY}).x
         return self.resized(factor * self.sizes) if objective(factor) < objective(1.0) else self
 
     def fewer(self, problem: Problem, patterns: NDArray, allowed: float) -> OwnedNeurons:
