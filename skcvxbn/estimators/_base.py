@@ -115,7 +115,7 @@ class ConvexBNEstimator(NetworkEstimator):
     ) -> None:
         self.beta = beta
         self.beta_ratio = beta_ratio
-        self.shrinkage = shrinkage
+        self.shrinkage: Any = shrinkage
         self.fit_intercept = fit_intercept
         self.arrangements = arrangements
         self.n_arrangements = n_arrangements
@@ -140,7 +140,7 @@ class ConvexBNEstimator(NetworkEstimator):
         deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
         X, y, weight = positive_rows(X, y, weight)
         targets, weight = self._code(y, weight, backend.rows)
-        training = self._prepare(X, targets, weight, backend)
+        training = self._prepare(X, targets, weight, backend, shrinkage=self._chosen_shrinkage)
         beta = self.beta_ratio * training.beta_max if self.beta is None else self.beta
         self._train(training, float(beta), deadline)
 
@@ -162,6 +162,8 @@ class ConvexBNEstimator(NetworkEstimator):
         targets: Targets,
         weight: Floats,
         backend: Backend,
+        *,
+        shrinkage: float,
         n_components: int | float | None = None,
     ) -> Training:
         """State the training problem, or refuse it."""
@@ -171,7 +173,7 @@ class ConvexBNEstimator(NetworkEstimator):
             weight,
             fit_intercept=self.fit_intercept,
             n_components=n_components,
-            shrinkage=self._chosen_shrinkage,
+            shrinkage=shrinkage,
             memory=self.memory,
             backend=backend,
         )

@@ -31,9 +31,13 @@ from skcvxbn.training import Training, positive_rows
 Floats = NDArray[np.float64]
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 Score = Callable[..., float]
+# How rows are prepared: a number of components, and a shrinkage.
+Setting = dict[str, Any]
 
 # Parameters of the plain estimators that the search replaces.
 _REPLACED = {"beta", "beta_ratio", "warm_start"}
+# The grid where none is given: a step of it is a factor of 2.2.
+N_RATIOS = 10
 # What is kept of each network of a fold.
 _QUANTITIES = ("test_score", "objective", "n_neurons", "fit_time", "score_time")
 
@@ -43,6 +47,7 @@ def constraints(plain: type[ConvexBNEstimator]) -> dict[str, list[Any]]:
     inherited = plain._parameter_constraints.items()
     return {
         **{name: allowed for name, allowed in inherited if name not in _REPLACED},
+        "shrinkage": [Interval(Real, 0.0, 1.0, closed="left"), "array-like"],
         "beta_ratios": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "eps": [Interval(Real, 0.0, 1.0, closed="neither")],
         "n_components": [
@@ -98,7 +103,7 @@ class CrossValidated(ConvexBNEstimator):
         refuse_shards(type(self).__name__)
         sample_weight = on_host(sample_weight)
         backend = self._checked_backend()
-        ratios, components = self._ratios(), self._components()
+        ratios, settings = self._ratios(), self._settings()
         split_params, score_params = self._routed(sample_weight, params)
         with self._unchanged_on_failure(), within_memory(backend):
             for name in [name for name in vars(self) if name.endswith("_")]:
@@ -106,43 +111,45 @@ class CrossValidated(ConvexBNEstimator):
             X, y = self._validate(X, y)
             weight = check_sample_weight(sample_weight, X)
             splits = list(check_cv(self.cv, y, classifier=is_classifier(self)).split(X, y, **split_params))
-            self._fit_best(_Search(X, y, weight, splits, ratios, components, backend), score_params)
+            self._fit_best(_Search(X, y, weight, splits, ratios, settings, backend), score_params)
         return self
 
     def _fit_best(self, search: _Search, score_params: dict[str, Any]) -> None:
         X, y, weight = positive_rows(search.X, search.y, search.weight)
         targets, weight = self._code(y, weight, search.backend.rows)
         # Before the folds are trained: what is refused here would be refused after them.
-        trainings = [self._prepare(X, targets, weight, search.backend, k) for k in search.components]
+        for setting in search.settings:
+            self._prepare(X, targets, weight, search.backend, **setting)
         self._check_splits(search)
 
         self.cv_results_ = self._cross_validate(search, score_params)
         self.best_index_ = self._chosen(search)
-        which, position = divmod(self.best_index_, len(search.ratios))
+        chosen = search.settings[self.best_index_ // len(search.ratios)]
         self.best_score_ = float(self.cv_results_["mean_test_score"][self.best_index_])
         self.beta_ratios_, self.n_splits_ = search.ratios, len(search.splits)
-        self.n_components_ = search.components[which]
-        self.beta_ratio_ = float(search.ratios[position])
-        self.beta_max_ = trainings[which].beta_max
+        self.n_components_, self.shrinkage_ = chosen["n_components"], chosen["shrinkage"]
+        self.beta_ratio_ = float(search.ratios[self.best_index_ % len(search.ratios)])
+        training = self._prepare(X, targets, weight, search.backend, **chosen)
+        self.beta_max_ = training.beta_max
         self.beta_ = self.beta_ratio_ * self.beta_max_
         if self.refit:
             deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
-            self._train(trainings[which], self.beta_, deadline)
+            self._train(training, self.beta_, deadline)
 
     def _cross_validate(self, search: _Search, score_params: dict[str, Any]) -> dict[str, Any]:
-        tasks = [(k, split) for k in search.components for split in search.splits]
+        tasks = [(setting, split) for setting in search.settings for split in search.splits]
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=len(tasks))
         score = _mean_loss_score if self.scoring is None else check_scoring(self, scoring=self.scoring)
         if self.scoring is None:
             score_params = {"sample_weight": search.weight}
         paths = Parallel(n_jobs=self.n_jobs, verbose=self.verbose)(
             delayed(_path_scores)(
-                self._plain_estimator(), search, split, k, self.cv_tol, int(seed), score, score_params
+                self._plain_estimator(), search, split, setting, self.cv_tol, int(seed), score, score_params
             )
-            for (k, split), seed in zip(tasks, seeds, strict=True)
+            for (setting, split), seed in zip(tasks, seeds, strict=True)
         )
         # To axes (candidate, split, quantity).
-        shape = len(search.components), len(search.splits), len(search.ratios), -1
+        shape = len(search.settings), len(search.splits), len(search.ratios), -1
         table = np.asarray(paths).reshape(shape).swapaxes(1, 2)
         return _results(search, table.reshape(-1, *table.shape[2:]))
 
@@ -154,7 +161,7 @@ class CrossValidated(ConvexBNEstimator):
             raise ValueError("All the mean test scores are non-finite; choose another scoring or cv.")
         if self.selection_rule == "best":
             return best
-        # Candidates are ordered by decreasing weight decay for each number of components.
+        # Candidates of one setting are ordered by decreasing weight decay.
         error = std[best] / math.sqrt(max(len(search.splits) - 1, 1))
         first = best - best % len(search.ratios)
         return first + int(np.flatnonzero(comparable[first:] >= mean[best] - error)[0])
@@ -171,6 +178,23 @@ class CrossValidated(ConvexBNEstimator):
         if isinstance(self.beta_ratios, Integral):
             return log_grid(int(self.beta_ratios), self.eps)
         return decreasing(self.beta_ratios, "beta_ratios")
+
+    def _settings(self) -> list[Setting]:
+        """Every way to prepare the rows."""
+        components, shrinkages = self._components(), self._shrinkages()
+        return [{"n_components": k, "shrinkage": share} for k in components for share in shrinkages]
+
+    def _shrinkages(self) -> list[float]:
+        grid = [self.shrinkage] if isinstance(self.shrinkage, Real) else list(self.shrinkage)
+        for share in grid:
+            if not isinstance(share, Real) or not 0 <= float(share) < 1:
+                raise ValueError(
+                    f"The 'shrinkage' parameter of {type(self).__name__} must hold floats in the range "
+                    f"[0.0, 1.0). Got {share!r} instead."
+                )
+        if not grid:
+            raise ValueError("shrinkage must hold at least one value. Got an empty array instead.")
+        return [float(share) for share in grid]
 
     def _components(self) -> list[Any]:
         values = self.n_components
@@ -241,7 +265,7 @@ class _Search:
     weight: Floats
     splits: list[Split]
     ratios: Floats
-    components: list[Any]
+    settings: list[Setting]
     backend: Backend
 
 
@@ -249,7 +273,7 @@ def _path_scores(
     model: ConvexBNEstimator,
     search: _Search,
     split: Split,
-    n_components: Any,
+    setting: Setting,
     tol: float,
     seed: int,
     score: Score,
@@ -260,7 +284,7 @@ def _path_scores(
     X, y, weight = positive_rows(search.X[train], search.y[train], search.weight[train])
     targets, weight = model._code(y, weight, search.backend.rows)
     clock = time.perf_counter()
-    training = model._prepare(X, targets, weight, search.backend, n_components)
+    training = model._prepare(X, targets, weight, search.backend, **setting)
     held_out = search.X[test], search.y[test]
     params = rows_of(search.X, score_params, indices=test)
     model.n_features_in_ = X.shape[1]
@@ -301,13 +325,14 @@ def _mean_loss_score(model: Any, X: NDArray[Any], y: NDArray[Any], sample_weight
 
 def _results(search: _Search, table: Floats) -> dict[str, Any]:
     """Arrange the quantities of all candidates and splits as `GridSearchCV` does."""
-    params = [{"beta_ratio": float(r), "n_components": k} for k in search.components for r in search.ratios]
+    params = [{"beta_ratio": float(r), **setting} for setting in search.settings for r in search.ratios]
     components = np.empty(len(params), dtype=object)
     components[:] = [candidate["n_components"] for candidate in params]
     results: dict[str, Any] = {
         "params": params,
         "param_beta_ratio": np.array([candidate["beta_ratio"] for candidate in params]),
         "param_n_components": components,
+        "param_shrinkage": np.array([candidate["shrinkage"] for candidate in params]),
     }
     for i in range(table.shape[1]):
         results[f"split{i}_test_score"] = table[:, i, 0]

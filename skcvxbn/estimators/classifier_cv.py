@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skcvxbn.estimators._base import DEFAULT_SHRINKAGE
-from skcvxbn.estimators._cross_validation import CrossValidated, constraints
+from skcvxbn.estimators._cross_validation import N_RATIOS, CrossValidated, constraints
 from skcvxbn.estimators.classifier import ConvexBNClassifier
 
 
@@ -18,7 +17,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
 
     Parameters
     ----------
-    beta_ratios : int or array-like of shape (n_ratios,), default=20
+    beta_ratios : int or array-like of shape (n_ratios,), default=10
         Weight decays to compare, as shares of the `beta_max` of the training rows of each fold. An absolute
         weight decay is for a number of rows, since the loss is a sum over them, and folds have fewer; a
         share means the same everywhere. An int is their number: they are then spaced evenly on a log scale
@@ -39,13 +38,14 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         Weights of the classes, by which the weights of their rows are multiplied: a dict from labels to
         positive numbers (one for labels that are absent), or "balanced", which makes the total weights of
         all classes equal and leaves their sum as it is.
-    shrinkage : float, default=0.3
+    shrinkage : float or list of floats, default=(0.1, 0.3, 0.9)
         Share of the variance of the standardised features, from 0 to below 1, that batch normalization leaves
         out. Without it (0, the network of the paper) a neuron is divided by its standard deviation, so that
         directions in which the data hardly vary count as much as the others. With it, a neuron is divided
         by the standard deviation that it would have if the features carried noise
         (:func:`skcvxbn.shrinkage.shrunk`): most of the share is taken from small directions. It helps where
-        features are correlated, or about as many as the rows.
+        features are correlated, or about as many as the rows. The values of a list are compared, each with
+        all weight decays.
     fit_intercept : bool, default=True
         Whether to add an output bias that is not penalised. The network of the paper has none.
     arrangements : {"generated", "sampled", "enumerated"} or array-like of shape (n_features, n_gates), \
@@ -90,7 +90,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         How many of the leading singular directions of the training rows to keep, as in
         :class:`SVDTruncation` in front of the estimator: a number, a share of the variance in (0, 1), or None
         for all of them. The network returned takes rows as they are. The values of a list are compared,
-        each with all weight decays.
+        each with all weight decays (and all values of `shrinkage`).
     cv : int, cross-validation generator or iterable, default=None
         How to split the rows, as in `GridSearchCV`. None are five folds, with about the same share of each
         class in all.
@@ -99,8 +99,9 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         is minus the mean over the held-out rows of the loss that the network is trained with: the
         negative log likelihood, the hinge, and so on, with the weights of `class_weight`.
     selection_rule : {"best", "one_standard_error"}, default="best"
-        Which candidate to choose: that of the best mean score or, for the same `n_components`, the one of
-        the largest weight decay whose mean score is within one standard error of it (a simpler network).
+        Which candidate to choose: that of the best mean score or, for the same `n_components` and
+        `shrinkage`, the one of the largest weight decay whose mean score is within one standard error of it
+        (a simpler network).
     refit : bool, default=True
         Whether to train a network on all rows with the weight decay chosen. Without it there are the
         results of the search, and no predictions.
@@ -108,8 +109,9 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         Relative gap at which the training of a network of a fold stops, as a short search estimates it.
         Networks are only compared: their scores change little from here on.
     n_jobs : int, default=None
-        How many tasks run at the same time. A task is the whole path of weight decays for one fold and one
-        `n_components`, through joblib; None means 1 unless in a `joblib.parallel_config` context.
+        How many tasks run at the same time. A task is the whole path of weight decays for one fold, one
+        `n_components` and one `shrinkage`, through joblib; None means 1 unless in a
+        `joblib.parallel_config` context.
     memory : str or object with the joblib.Memory interface, default=None
         Where the whitened rows and `beta_max_` are cached: a folder, or what
         ``joblib.Memory`` returns. A search over parameters that do not change them (`beta`, `beta_ratio`,
@@ -136,6 +138,8 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         The weight decay chosen: ``beta_ratio_ * beta_max_``.
     n_components_ : int, float or None
         The value of `n_components` chosen.
+    shrinkage_ : float
+        The value of `shrinkage` chosen.
     best_index_ : int
         Index of the candidate chosen in `cv_results_`.
     best_score_ : float
@@ -144,8 +148,9 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         The shares compared, decreasing.
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`, with one entry a candidate: "params", "param_beta_ratio",
-        "param_n_components", "split0_test_score" and so on, "rank_test_score", and "mean_" and "std_" of
-        "test_score", "objective" (in training), "n_neurons", "fit_time" and "score_time".
+        "param_n_components", "param_shrinkage", "split0_test_score" and so on, "rank_test_score", and
+        "mean_" and "std_" of "test_score", "objective" (in training), "n_neurons", "fit_time" and
+        "score_time".
     n_splits_ : int
         Number of splits.
     network_ : BatchNormNetwork
@@ -193,7 +198,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     Notes
     -----
     The weight decays of a fold are trained in decreasing order, each network from the one before, by descent
-    and short searches and without a certificate: a path of 20 costs about as much as one fit to a small gap.
+    and short searches and without a certificate: a path of them costs less than one fit to a small gap.
     The last fit is that of :class:`ConvexBNClassifier` with `beta_ratio_`, gap and certificate included.
 
     Examples
@@ -214,11 +219,11 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     def __init__(
         self,
         *,
-        beta_ratios: int | ArrayLike = 20,
+        beta_ratios: int | ArrayLike = N_RATIOS,
         eps: float = 1e-3,
         loss: str = "log_loss",
         class_weight: dict[Any, float] | str | None = None,
-        shrinkage: float = DEFAULT_SHRINKAGE,
+        shrinkage: Any = (0.1, 0.3, 0.9),
         fit_intercept: bool = True,
         arrangements: Any = "generated",
         n_arrangements: int = 500,
