@@ -117,7 +117,9 @@ def test_the_classifier_shrinks_unless_the_weight_decay_is_absolute():
         beta_max(X, y, loss="log_loss")
     )
     chosen = ConvexBNClassifierCV(beta_ratios=[0.1, 0.01], cv=2, random_state=0).fit(X, y)
-    again = ConvexBNClassifier(beta_ratio=chosen.beta_ratio_, random_state=0).fit(X, y)
+    again = ConvexBNClassifier(
+        beta_ratio=chosen.beta_ratio_, shrinkage=chosen.shrinkage_, random_state=0
+    ).fit(X, y)
     assert chosen.beta_ == pytest.approx(again.beta_)
 
 

@@ -70,7 +70,12 @@ def test_the_last_fit_is_that_of_the_classifier(loss, n_classes):
     X, y = classification(n_classes)
     model = classifier(loss=loss, class_weight="balanced").fit(X, y)
     plain = ConvexBNClassifier(
-        beta_ratio=model.beta_ratio_, loss=loss, class_weight="balanced", tol=1e-3, random_state=0
+        beta_ratio=model.beta_ratio_,
+        shrinkage=model.shrinkage_,
+        loss=loss,
+        class_weight="balanced",
+        tol=1e-3,
+        random_state=0,
     ).fit(X, y)
     assert_array_equal(model.classes_, ["x", "y", "z"][:n_classes])
     assert_array_equal(model.decision_function(X), plain.decision_function(X))
@@ -78,35 +83,45 @@ def test_the_last_fit_is_that_of_the_classifier(loss, n_classes):
     assert hasattr(model, "predict_proba") == (loss == "log_loss")
 
 
-def test_scores_are_those_of_a_grid_search():
+# Accuracy jumps where a row is on the border: by one of the 25 that are held out.
+@pytest.mark.parametrize(("scoring", "apart"), [(None, 5e-3), ("accuracy", 1 / 25)])
+def test_scores_are_those_of_a_grid_search(scoring, apart):
     X, y = classification()
-    cv = KFold(3, shuffle=True, random_state=0)
-    for scoring in (None, "accuracy"):
-        model = classifier(cv=cv, cv_tol=1e-3, scoring=scoring, refit=False).fit(X, y)
-        plain = ConvexBNClassifier(tol=1e-3, random_state=0)
-        search = GridSearchCV(plain, {"beta_ratio": RATIOS}, cv=cv, scoring=scoring or "neg_log_loss").fit(
-            X, y
-        )
-        for name in ["mean_test_score", *(f"split{i}_test_score" for i in range(3))]:
-            assert_allclose(model.cv_results_[name], search.cv_results_[name], atol=5e-3)
-        assert model.beta_ratio_ == search.best_params_["beta_ratio"]
-        assert model.best_score_ == pytest.approx(search.best_score_, abs=5e-3)
+    cv, shares = KFold(3, shuffle=True, random_state=0), [0.1, 0.5]
+    model = classifier(cv=cv, cv_tol=1e-3, scoring=scoring, shrinkage=shares, refit=False).fit(X, y)
+    plain = ConvexBNClassifier(tol=1e-3, random_state=0)
+    grid = {"beta_ratio": RATIOS, "shrinkage": shares}
+    search = GridSearchCV(plain, grid, cv=cv, scoring=scoring or "neg_log_loss").fit(X, y)
+    for name in ["mean_test_score", *(f"split{i}_test_score" for i in range(3))]:
+        # There the first parameter varies slowest.
+        theirs = search.cv_results_[name].reshape(len(RATIOS), len(shares)).T.ravel()
+        assert_allclose(model.cv_results_[name], theirs, atol=apart * (1 + 1e-9))
+    assert model.best_score_ == pytest.approx(search.best_score_, abs=apart)
+    if scoring is None:
+        assert {"beta_ratio": model.beta_ratio_, "shrinkage": model.shrinkage_} == search.best_params_
 
 
 def test_results_have_the_form_of_a_grid_search():
     X, y = regression()
-    model = regressor(n_components=[None, 2]).fit(X, y)
+    model = regressor(n_components=[None, 2], shrinkage=[0.0, 0.2]).fit(X, y)
     results = model.cv_results_
-    params = [{"beta_ratio": r, "n_components": k} for k in (None, 2) for r in RATIOS]
+    params = [
+        {"beta_ratio": ratio, "n_components": k, "shrinkage": share}
+        for k in (None, 2)
+        for share in (0.0, 0.2)
+        for ratio in RATIOS
+    ]
     assert results["params"] == params
-    assert_array_equal(results["param_beta_ratio"], RATIOS * 2)
-    assert results["param_n_components"].tolist() == [None] * 3 + [2] * 3
+    assert_array_equal(results["param_beta_ratio"], RATIOS * 4)
+    assert results["param_n_components"].tolist() == [None] * 6 + [2] * 6
+    assert_array_equal(results["param_shrinkage"], ([0.0] * 3 + [0.2] * 3) * 2)
     scores = np.array([results[f"split{i}_test_score"] for i in range(3)])
     assert_allclose(results["mean_test_score"], scores.mean(axis=0))
     assert_allclose(results["std_test_score"], scores.std(axis=0))
     assert results["rank_test_score"][model.best_index_] == 1
     assert model.best_score_ == results["mean_test_score"].max()
-    assert params[model.best_index_] == {"beta_ratio": model.beta_ratio_, "n_components": model.n_components_}
+    chosen = {name: getattr(model, f"{name}_") for name in ("beta_ratio", "n_components", "shrinkage")}
+    assert params[model.best_index_] == chosen
     for name in ("objective", "n_neurons", "fit_time", "score_time"):
         assert np.all(results[f"mean_{name}"] > 0)
         assert np.all(results[f"std_{name}"] >= 0)
@@ -260,7 +275,9 @@ def test_scorers():
     assert_array_equal(by_callable.cv_results_["mean_test_score"], by_name.cv_results_["mean_test_score"])
     X, y = classification()
     model = classifier(cv=[(np.arange(0, 75, 2), np.arange(1, 75, 2))], refit=False).fit(X, y)
-    fold = ConvexBNClassifier(beta_ratio=model.beta_ratio_, tol=1e-3, random_state=0).fit(X[::2], y[::2])
+    fold = ConvexBNClassifier(
+        beta_ratio=model.beta_ratio_, shrinkage=model.shrinkage_, tol=1e-3, random_state=0
+    ).fit(X[::2], y[::2])
     assert model.best_score_ == pytest.approx(-log_loss(y[1::2], fold.predict_proba(X[1::2])), abs=5e-3)
 
 
@@ -311,6 +328,7 @@ def test_a_training_part_without_a_class_is_refused():
 BAD_PARAMETERS = {
     "beta_ratios": [0, "20", [0.1, -1.0], [[0.1]], [np.nan]],
     "eps": [0.0, 1.0],
+    "shrinkage": [1.0, -0.1, "auto", [0.1, 1.0], ["half"], []],
     "n_components": [0, 1.5, -0.5, "all", [None, 0], [2.5]],
     "cv": ["five"],
     "scoring": ["log", 3],
@@ -350,8 +368,8 @@ def test_what_the_last_fit_refuses_is_refused_before_the_folds():
 def test_parameters_are_those_of_the_plain_estimator(cross_validated, plain):
     ours, theirs = cross_validated().get_params(), plain().get_params()
     common = theirs.keys() - {"beta", "beta_ratio", "warm_start"}
-    # Without an absolute weight decay there is nothing to decide about the shrinkage; the networks of
-    # cross-validation are compared by their predictions, which the last digits of the gap do not change.
+    # The shrinkage of a classifier is chosen too; the networks of cross-validation are compared by their
+    # predictions, which the last digits of the gap do not change.
     different = {name for name in common if ours[name] != theirs[name]}
     assert different == ({"shrinkage"} if plain is ConvexBNClassifier else {"tol"})
     assert set(ours) - common == {
