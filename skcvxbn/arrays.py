@@ -29,6 +29,8 @@ __all__ = [
     "on_processor",
     "positive_part",
     "row_blocks",
+    "row_largest",
+    "row_sums",
     "take",
     "tiny",
     "to_numpy",
@@ -187,6 +189,18 @@ def lengths(M: Array, axis: int) -> Array:
     """Euclidean norms along an axis."""
     xp = namespace(M)
     return xp.sqrt(xp.sum(M * M, axis=axis))
+
+
+def row_sums(M: Array) -> Array:
+    """Sum of each row, as a column: a product, for rows of few numbers are slow to reduce one by one."""
+    return M @ namespace(M).ones((M.shape[1], 1), dtype=M.dtype, device=device(M))
+
+
+def row_largest(M: Array) -> Array:
+    """Largest number of each row, as a column; all rows at once, for the reason of `row_sums`."""
+    columns = zeros((M.shape[1], M.shape[0]), M)
+    columns[...] = M.T
+    return namespace(M).max(columns, axis=0)[:, None]
 
 
 def positive_part(x: Array) -> Array:

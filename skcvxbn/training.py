@@ -43,8 +43,8 @@ class Training:
         What was subtracted from the targets, and is to be added to the output.
     problem : Problem
         Problem (N) in these coordinates, with a weight decay of one, in NumPy.
-    beta_max : float
-        The smallest weight decay whose optimal network has no neuron.
+    memory : joblib.Memory
+        Where `beta_max` is cached.
     backend : Backend
         Where it is solved.
     """
@@ -56,8 +56,17 @@ class Training:
     whitening: Whitening
     offset: Floats
     problem: Problem
-    beta_max: float
+    memory: Any
     backend: Backend
+
+    @cached_property
+    def beta_max(self) -> float:
+        """The smallest weight decay whose optimal network has no neuron."""
+        A, problem = self.whitening.A, self.problem
+        # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
+        constant = replace(problem, A=np.sqrt(self.weight / self.whitening.n_rows)[:, None])
+        R = constant.feasible(constant.zero.R)
+        return float(self.memory.cache(largest_beta)(A, R, self.backend))
 
     @cached_property
     def placed(self) -> Problem:
@@ -149,10 +158,7 @@ def prepare(
     offset = _mean(Y, weight, rows) if fit_intercept and targets.translates else np.zeros(Y.shape[1])
     loss = replace(targets.loss(Y - offset, weight), rows=rows)
     problem = Problem(whitening.A, loss, 1.0, fit_intercept)
-    # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
-    constant = replace(problem, A=np.sqrt(weight / whitening.n_rows)[:, None])
-    beta_max = memory.cache(largest_beta)(whitening.A, constant.feasible(constant.zero.R), backend)
-    return Training(X, Y, weight, targets.loss, whitening, offset, problem, float(beta_max), backend)
+    return Training(X, Y, weight, targets.loss, whitening, offset, problem, memory, backend)
 
 
 def largest_beta(A: NDArray, target: NDArray, backend: Backend = NUMPY) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skcvxbn.arrays import Array, identity, namespace
+from skcvxbn.arrays import Array, identity, namespace, row_sums
 
 
 class Curvature(ABC):
@@ -109,13 +109,13 @@ class Categorical(Curvature):
     def root(self, R: Array) -> Array:
         """``M R``."""
         r = np.sqrt(self.P)
-        return np.sqrt(self.scale) * r * (R - r * np.sum(r * R, axis=1, keepdims=True))
+        return np.sqrt(self.scale) * r * (R - r * row_sums(r * R))
 
     def root_transposed(self, F: Array) -> Array:
         """``M^T F``."""
         r = np.sqrt(self.P)
         F = r * F
-        return np.sqrt(self.scale) * (F - r * np.sum(r * F, axis=1, keepdims=True))
+        return np.sqrt(self.scale) * (F - r * row_sums(r * F))
 
     def gram(self, H: Array, U: Array) -> Array:
         """Inner products of columns."""

@@ -8,7 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, eps, inner, like, namespace, numpy_dtype, tiny, to_numpy, zeros
+from skcvxbn.arrays import (
+    Array,
+    eps,
+    inner,
+    like,
+    namespace,
+    numpy_dtype,
+    row_largest,
+    row_sums,
+    tiny,
+    to_numpy,
+    zeros,
+)
 from skcvxbn.losses.base import Loss, x_log_x
 from skcvxbn.losses.curvature import Categorical
 from skcvxbn.losses.logistic import TRUSTED_CHANGE, Logistic
@@ -51,12 +63,12 @@ class Softmax(Loss):
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
         xp, logits = namespace(F), self.slope * F
-        logits -= xp.max(logits, axis=1, keepdims=True)
-        own = xp.sum(logits * self.indicator, axis=1, keepdims=True)
+        logits -= row_largest(logits)
+        own = row_sums(logits * self.indicator)
         # The other classes by themselves: next to a probability of nearly one they would be lost in rounding.
         P = xp.exp(logits)
         P -= P * self.indicator
-        others = xp.sum(P, axis=1, keepdims=True)
+        others = row_sums(P)
         excess = others + xp.expm1(own)
         (value,) = self.rows.totals(xp.sum(self.scale * (xp.log1p(excess) - own), dtype=xp.float64))
         P -= others * self.indicator
@@ -65,9 +77,9 @@ class Softmax(Loss):
 
     def _probabilities(self, F: Array) -> Array:
         xp, logits = namespace(F), self.slope * F
-        logits -= xp.max(logits, axis=1, keepdims=True)
+        logits -= row_largest(logits)
         P = xp.exp(logits)
-        P /= xp.sum(P, axis=1, keepdims=True)
+        P /= row_sums(P)
         return P
 
     def _dual_probabilities(self, R: Array) -> Array:
@@ -99,7 +111,7 @@ class Softmax(Loss):
         rounding = _ROUNDING * eps(F)
         bias = np.zeros(C) if start is None else to_numpy(start).astype(np.float64)
         bias -= bias.mean()
-        spread = xp.max(F, axis=1, keepdims=True) - xp.min(F, axis=1, keepdims=True) + 1 / self.slope
+        spread = row_largest(F) + row_largest(-F) + 1 / self.slope
         square, mass = self.rows.totals(inner(spread, spread), direction @ (self.scale * self.slope)[:, 0])
         radius = max(math.sqrt(square), float(np.abs(bias).max()))
 
@@ -117,7 +129,7 @@ class Softmax(Loss):
             if np.all(np.abs(gradient) <= rounding * (size + rounding * mass)):
                 break
             length = float(np.linalg.norm(gradient))
-            hessian = self.rows.total(self.curvature(shifted(bias)).along(direction, C))
+            hessian = self.rows.total(self._curvature(self._dual_probabilities(R)).along(direction, C))
             hessian = to_numpy(hessian).astype(np.float64)
             # Equal biases change nothing: what is added along them keeps the Hessian from being singular.
             # Damping bounds the step, and in the widest region rounding stays.
@@ -154,13 +166,16 @@ class Softmax(Loss):
 
     def curvature(self, F: Array) -> Categorical:
         """Hessian."""
-        return Categorical(self._probabilities(F), self.scale * self.slope**2)
+        return self._curvature(self._probabilities(F))
+
+    def _curvature(self, P: Array) -> Categorical:
+        return Categorical(P, self.scale * self.slope**2)
 
     def row_curvature(self, F: Array) -> Array:
         """Upper bound of the largest eigenvalue of each row's block."""
         P = self._probabilities(F)
         # Gershgorin: the sums of the absolute values in a row of diag(p) - p p^T are 2 p (1 - p).
-        return self.scale * self.slope**2 * namespace(F).max(2 * P * (1 - P), axis=1, keepdims=True)
+        return self.scale * self.slope**2 * row_largest(2 * P * (1 - P))
 
     def trusted(self, dF: Array) -> float:
         """Largest multiple of a move that changes no logit by much."""

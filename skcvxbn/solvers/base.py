@@ -128,9 +128,9 @@ class Problem:
         value, R = self.loss.evaluate(F)
         return Output(F, bias, value, R)
 
-    def output(self, S: Array, V: Array) -> Output:
-        """Evaluate the loss at the output of a network."""
-        return self.at(self.hidden(S) @ V)
+    def output(self, S: Array, V: Array, guess: Array | None = None) -> Output:
+        """Evaluate the loss at the output of a network with the best bias, of which there may be a guess."""
+        return self.at(self.hidden(S) @ V, guess)
 
     def dual_point(self, S: Array, V: Array) -> Array:
         """Minus the gradient of the loss at the output of a network: its natural dual point."""

@@ -90,8 +90,10 @@ class _Path:
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
             converged = objective - bound <= self.options.tol * objective
         S, V = balanced(self.neurons.S, self.neurons.U)
-        # Where the loss has kinks, the neurons' objective is that of the bias of rounded ones.
-        objective = problem.objective(S, V)
+        objective = self.neurons.objective
+        if problem.smoothed(_WIDTHS[-1]) is not problem:
+            # That of the bias of rounded kinks.
+            objective = problem.objective(S, V)
         bound = min(bound, objective)
         return Solution(S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "")
 

@@ -96,6 +96,7 @@ def descend(
         A KeyboardInterrupt that carries the network reached.
     """
     S, V = balanced(S, V)
+    bias = None
     for stage, width in enumerate(widths):
         stride = strides[min(stage, len(strides) - 1)]
         seen = problem if stride == 1 else problem.sampled(stride)
@@ -106,10 +107,11 @@ def descend(
         smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
         try:
             late = partial(problem.rows.past, deadline)
-            x = _minimise(smooth, smooth.start(S, V), n_steps, tol, late)
+            x = _minimise(smooth, smooth.start(S, V, bias), n_steps, tol, late)
         except _Stopped as stop:
             raise Interrupted(balanced(*smooth.unpack(stop.x))) from None
         S, V = balanced(*smooth.unpack(x))
+        bias = smooth.bias(x)
     return S, V
 
 
@@ -151,9 +153,14 @@ class _SmoothNetwork:
         xp = namespace(S)
         return concat([xp.reshape(S, (-1,)), xp.reshape(V, (-1,)), bias], axis=0)
 
-    def start(self, S: Array, V: Array) -> Array:
-        """Pack a network with the best bias it can have."""
-        return self.pack(S, V, self.problem.output(S, V).bias[: self.n_bias])
+    def start(self, S: Array, V: Array, guess: Array | None) -> Array:
+        """Pack a network with the best bias it can have, of which there may be a guess."""
+        if not self.n_bias:
+            return self.pack(S, V, zeros((0,), S))
+        return self.pack(S, V, self.problem.output(S, V, guess).bias)
+
+    def bias(self, x: Array) -> Array | None:
+        return x[x.shape[0] - self.n_bias :] if self.n_bias else None
 
     def unpack(self, x: Array) -> tuple[Array, Array]:
         xp, (hidden, output) = namespace(x), self.shape
