@@ -26,8 +26,9 @@ _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
 _WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
-# From this tolerance on one round of fewer steps does.
-_LOOSE, _LOOSE_STEPS = 0.1, 20
+# From this tolerance on one round of fewer steps does, at one width and on all rows.
+_LOOSE = 0.1
+_LOOSE_WIDTHS, _LOOSE_STEPS = (0.05,), 20
 # Rows for each direction, at least, for a third of them to do.
 _ROWS_PER_DIRECTION = 32
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
@@ -72,9 +73,11 @@ class _Path:
         affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
         dear = affordable < _LARGEST_WIDTH and n_rows > _ROWS_PER_DIRECTION * rank
-        self.loose = options.tol >= _LOOSE
-        self.n_rounds = 1 if dear or self.loose else _ROUNDS
-        self.strides = _DEAR_STRIDES if dear else (1,)
+        loose = options.tol >= _LOOSE
+        self.n_rounds = 1 if dear or loose else _ROUNDS
+        self.strides = _DEAR_STRIDES if dear and not loose else (1,)
+        self.widths: tuple[float, ...] = _LOOSE_WIDTHS if loose else _WIDTHS
+        self.n_steps = _LOOSE_STEPS if loose else _STEPS
 
     def at(self, beta: float) -> Solution:
         """Follow the network to a smaller weight decay."""
@@ -91,7 +94,7 @@ class _Path:
             converged = objective - bound <= self.options.tol * objective
         S, V = balanced(self.neurons.S, self.neurons.U)
         objective = self.neurons.objective
-        if problem.smoothed(_WIDTHS[-1]) is not problem:
+        if problem.smoothed(self.widths[-1]) is not problem:
             # That of the bias of rounded kinks.
             objective = problem.objective(S, V)
         bound = min(bound, objective)
@@ -120,13 +123,13 @@ class _Path:
             single,
             astype(S, np.float32),
             astype(V, np.float32),
-            widths=_WIDTHS,
+            widths=self.widths,
             strides=self.strides,
-            n_steps=_LOOSE_STEPS if self.loose else _STEPS,
+            n_steps=self.n_steps,
             tol=_STANDSTILL,
             deadline=self.options.deadline,
         )
-        return Neurons.of_network(problem, S, V, _NEGLIGIBLE, _WIDTHS[-1]).merged(problem)
+        return Neurons.of_network(problem, S, V, _NEGLIGIBLE, self.widths[-1]).merged(problem)
 
     def _search(self, problem: Problem, single: Problem) -> None:
         """Climb from random points and from the best that was found for the last network."""
