@@ -93,7 +93,7 @@ class _Path:
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
             converged = objective - bound <= self.options.tol * objective
         S, V = balanced(self.neurons.S, self.neurons.U)
-        # Merging has moved the neurons a little, and where the loss has kinks theirs is the bias of rounded ones.
+        # Merging has moved the neurons, and where the loss has kinks their bias is that of rounded ones.
         objective = problem.objective(S, V)
         bound = min(bound, objective)
         return Solution(S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "")
