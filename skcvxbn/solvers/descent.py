@@ -153,7 +153,7 @@ class _SmoothNetwork:
         xp = namespace(S)
         return concat([xp.reshape(S, (-1,)), xp.reshape(V, (-1,)), bias], axis=0)
 
-    def start(self, S: Array, V: Array, guess: Array | None) -> Array:
+    def start(self, S: Array, V: Array, guess: Array | None = None) -> Array:
         """Pack a network with the best bias it can have, of which there may be a guess."""
         if not self.n_bias:
             return self.pack(S, V, zeros((0,), S))
