@@ -100,7 +100,7 @@ class ConvexBNEstimator(NetworkEstimator):
         max_neurons: int | None = None,
         solver: str = "auto",
         tol: float = 1e-4,
-        max_iter: int = 20,
+        max_iter: int = 30,
         max_time: float | None = None,
         search_starts: int = 512,
         certificate: str = "estimated",

@@ -98,7 +98,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
     tol : float, default=0.05
         Relative gap ``dual_gap_ / objective_`` at which training stops.
-    max_iter : int, default=20
+    max_iter : int, default=30
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
     max_time : float, default=None
         Seconds after which training stops with the best network so far and a ConvergenceWarning. None sets
@@ -222,7 +222,7 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         max_neurons: int | None = None,
         solver: str = "auto",
         tol: float = 0.05,
-        max_iter: int = 20,
+        max_iter: int = 30,
         max_time: float | None = None,
         search_starts: int = 512,
         certificate: str = "estimated",

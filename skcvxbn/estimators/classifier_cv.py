@@ -68,7 +68,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         through cvxpy; it is slow, meant as a reference, and needs `arrangements` other than "generated".
     tol : float, default=0.05
         Relative gap ``dual_gap_ / objective_`` at which training stops.
-    max_iter : int, default=20
+    max_iter : int, default=30
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
     max_time : float, default=None
         Seconds after which training stops with the best network so far and a ConvergenceWarning. None sets
@@ -105,7 +105,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
     refit : bool, default=True
         Whether to train a network on all rows with the weight decay chosen. Without it there are the
         results of the search, and no predictions.
-    cv_tol : float, default=0.1
+    cv_tol : float, default=0.05
         Relative gap at which the training of a network of a fold stops, as a short search estimates it.
         Networks are only compared: their scores change little from here on.
     n_jobs : int, default=None
@@ -230,7 +230,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         max_neurons: int | None = None,
         solver: str = "auto",
         tol: float = 0.05,
-        max_iter: int = 20,
+        max_iter: int = 30,
         max_time: float | None = None,
         search_starts: int = 512,
         certificate: str = "estimated",
@@ -240,7 +240,7 @@ class ConvexBNClassifierCV(CrossValidated, ConvexBNClassifier):
         scoring: str | Callable[..., float] | None = None,
         selection_rule: str = "best",
         refit: bool = True,
-        cv_tol: float = 0.1,
+        cv_tol: float = 0.05,
         n_jobs: int | None = None,
         memory: Any = None,
         backend: str = "numpy",

@@ -19,18 +19,13 @@ from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, verified
 
-# Rounds of search and descent at one weight decay, at most. Where they are dear it is one, whose first stage
-# sees every third row.
-_ROUNDS, _DEAR_STRIDES = 3, (3, 1)
+# Rounds of search and descent at one weight decay, at most; where they are dear it is one, of fewer steps.
+_ROUNDS, _WIDTHS, _STEPS = 3, (0.1, 0.02), 30
+_DEAR_ROUNDS, _DEAR_WIDTHS, _DEAR_STEPS = 1, (0.05,), 20
+_STANDSTILL = 1e-4
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
 _DEAREST_PASS, _KINK = 3e7, 16
-_WIDTHS, _STEPS, _STANDSTILL = (0.1, 0.02), 30, 1e-4
-# From this tolerance on one round of fewer steps does, at one width and on all rows.
-_LOOSE = 0.1
-_LOOSE_WIDTHS, _LOOSE_STEPS = (0.05,), 20
-# Rows for each direction, at least, for a third of them to do.
-_ROWS_PER_DIRECTION = 32
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
@@ -72,12 +67,9 @@ class _Path:
         self.neurons, self.found = self.none, Candidates(*nothing, np.zeros(0))
         affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
         self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
-        dear = affordable < _LARGEST_WIDTH and n_rows > _ROWS_PER_DIRECTION * rank
-        loose = options.tol >= _LOOSE
-        self.n_rounds = 1 if dear or loose else _ROUNDS
-        self.strides = _DEAR_STRIDES if dear and not loose else (1,)
-        self.widths: tuple[float, ...] = _LOOSE_WIDTHS if loose else _WIDTHS
-        self.n_steps = _LOOSE_STEPS if loose else _STEPS
+        dear = affordable < _LARGEST_WIDTH
+        self.n_rounds, self.n_steps = (_DEAR_ROUNDS, _DEAR_STEPS) if dear else (_ROUNDS, _STEPS)
+        self.widths: tuple[float, ...] = _DEAR_WIDTHS if dear else _WIDTHS
 
     def at(self, beta: float) -> Solution:
         """Follow the network to a smaller weight decay."""
@@ -122,7 +114,6 @@ class _Path:
             astype(S, np.float32),
             astype(V, np.float32),
             widths=self.widths,
-            strides=self.strides,
             n_steps=self.n_steps,
             tol=_STANDSTILL,
             deadline=self.options.deadline,
