@@ -75,6 +75,11 @@ def regression_targets(y: NDArray, loss: str, epsilon: float, quantile: float) -
     Targets
         The targets in float64.
 
+    Raises
+    ------
+    ValueError
+        If the sum of their squares is not a number of float64.
+
     Examples
     --------
     >>> import numpy as np
@@ -89,7 +94,14 @@ def regression_targets(y: NDArray, loss: str, epsilon: float, quantile: float) -
         "pinball": partial(pinball, quantile=quantile),
         "squared_error": squared_error,
     }
-    return Targets(np.asarray(y, dtype=np.float64).reshape(len(y), -1), functions[loss], translates=True)
+    Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.sum(Y**2)):
+            raise ValueError(
+                "Input y contains values whose squares add up to more than float64 can hold: the largest "
+                f"magnitude is {np.abs(Y).max():.1e}. Divide y by a constant."
+            )
+    return Targets(Y, functions[loss], translates=True)
 
 
 def class_targets(codes: NDArray[np.intp], n_classes: int, loss: str) -> Targets:

@@ -375,3 +375,9 @@ def test_grid_search_over_beta_ratio():
     X, y = make_data(n=40)
     search = GridSearchCV(model(tol=1e-3), {"beta_ratio": [0.05, 0.9]}, cv=3).fit(X, y)
     assert search.best_params_ == {"beta_ratio": 0.05}
+
+
+def test_targets_whose_squares_overflow_are_refused():
+    y = np.arange(10.0) * 1e200
+    with pytest.raises(ValueError, match=r"y contains values whose squares .* magnitude is 9.0e\+200"):
+        ConvexBNRegressor().fit(np.arange(10.0)[:, None], y)
