@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn import in_place
-from skcvxbn.arrays import Rows, like, take, to_numpy
+from skcvxbn.arrays import Rows, like, row_largest, row_sums, take, to_numpy, transposed_product
 from skcvxbn.backend import Backend
 from skcvxbn.losses import (
     LinearQuadratic,
@@ -107,6 +107,18 @@ def strict(monkeypatch):
             return xp.asarray(np.array(x))
 
     return Strict()
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("n_columns", [1, 16, 17])
+def test_rows_and_few_columns_in_one_product(n_columns, library):
+    asarray = np.asarray if library == "numpy" else pytest.importorskip("torch").asarray
+    rng = np.random.default_rng(n_columns)
+    A, M = rng.standard_normal((30, 4)), rng.standard_normal((30, n_columns))
+    given = asarray(M)
+    assert_allclose(to_numpy(transposed_product(asarray(A), given)), A.T @ M, rtol=1e-12)
+    assert_allclose(to_numpy(row_sums(given)), M.sum(axis=1, keepdims=True), rtol=1e-9)
+    assert_array_equal(to_numpy(row_largest(given)), M.max(axis=1, keepdims=True))
 
 
 @OUTPUTS

@@ -32,6 +32,7 @@ from skcvxbn.arrays import (
     positive_part,
     take,
     to_numpy,
+    transposed_product,
 )
 
 _STANDSTILL = 1e-10
@@ -204,7 +205,7 @@ def _climb(A: Array, R: Array, S: Array, U: Array, stage: Stage, rows: Rows) -> 
     widths = stage.width / math.sqrt(rows.count(A)) * np.resize(_SHARES, S.shape[1])
     for sharpening in np.geomspace(1, _SHARPENING, stage.n_outer).tolist():
         slope = _slope(hidden, widths / sharpening)
-        gradient = rows.total(A.T @ (positive_part(V) * slope))
+        gradient = rows.total(transposed_product(A, positive_part(V) * slope))
         multipliers, direction = _box_least_squares(A, gradient, lower, multipliers, stage.n_inner, rows)
         new_S = _unit(direction, axis=0, zeros=S)
         moved, S = float(xp.max(xp.abs(new_S - S))), new_S
@@ -252,7 +253,7 @@ def _box_least_squares(
     """Accelerated projected gradient for ``min ||target - A^T x||`` over ``0 <= x <= upper``, by columns."""
     x, extrapolated, momentum = start + 0.0, start, 1.0
     for _ in range(n_iter):
-        new = A @ (target - rows.total(A.T @ extrapolated))
+        new = A @ (target - rows.total(transposed_product(A, extrapolated)))
         new += extrapolated
         in_place.clip(new, upper, out=new)
         new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
@@ -261,7 +262,7 @@ def _box_least_squares(
         x *= (momentum - 1) / new_momentum
         x += new
         x, extrapolated, momentum = new, x, new_momentum
-    return x, target - rows.total(A.T @ x)
+    return x, target - rows.total(transposed_product(A, x))
 
 
 def _distinct(S: Array, U: Array) -> NDArray:
