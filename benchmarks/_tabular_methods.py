@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.svm import SVC, SVR
 
 from skcvxbn import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor, ConvexBNRegressorCV
@@ -24,6 +24,11 @@ from skcvxbn import ConvexBNClassifier, ConvexBNClassifierCV, ConvexBNRegressor,
 
 def _scaled(model: BaseEstimator) -> Pipeline:
     return Pipeline([("scale", StandardScaler()), ("model", model)])
+
+
+def _by_quantiles(model: BaseEstimator, distribution: str) -> Pipeline:
+    ranks = QuantileTransformer(n_quantiles=200, output_distribution=distribution)
+    return Pipeline([("ranks", ranks), ("model", model)])
 
 
 def _tuned(mlp: BaseEstimator) -> GridSearchCV:
@@ -41,6 +46,10 @@ PEERS: dict[str, tuple[BaseEstimator, BaseEstimator]] = {
 OURS: dict[str, tuple[BaseEstimator, BaseEstimator]] = {
     "skcvxbn": (ConvexBNRegressor(), ConvexBNClassifier()),
     "skcvxbn-cv": (ConvexBNRegressorCV(), ConvexBNClassifierCV()),
+    "skcvxbn-uniform": tuple(
+        _by_quantiles(m, "uniform") for m in (ConvexBNRegressor(), ConvexBNClassifier())
+    ),
+    "skcvxbn-normal": tuple(_by_quantiles(m, "normal") for m in (ConvexBNRegressor(), ConvexBNClassifier())),
 }
 
 
@@ -57,7 +66,9 @@ def candidates(
         chosen = [] if name.endswith("-cv") else ratios
         for setting in [{"beta_ratio": ratio} | parameters for ratio in chosen] or [parameters]:
             text = ", ".join(f"{key}={value!r}" for key, value in setting.items())
-            models[f"{name}({text})" if text else name] = clone(model).set_params(**setting)
+            prefix = "model__" if isinstance(model, Pipeline) else ""
+            named = {f"{prefix}{key}": value for key, value in setting.items()}
+            models[f"{name}({text})" if text else name] = clone(model).set_params(**named)
     return models
 
 
