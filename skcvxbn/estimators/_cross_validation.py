@@ -132,6 +132,7 @@ class CrossValidated(ConvexBNEstimator):
         training = self._prepare(X, targets, weight, search.backend, **chosen)
         self.beta_max_ = training.beta_max
         self.beta_ = self.beta_ratio_ * self.beta_max_
+        self.betas_ = search.ratios * self.beta_max_
         if self.refit:
             deadline = math.inf if self.max_time is None else time.monotonic() + self.max_time
             self._train(training, self.beta_, deadline)

@@ -144,6 +144,8 @@ class ConvexBNRegressorCV(CrossValidated, ConvexBNRegressor):
         Its mean score.
     beta_ratios_ : ndarray of shape (n_ratios,)
         The shares compared, decreasing.
+    betas_ : ndarray of shape (n_ratios,)
+        The weight decays that they stand for on all rows: ``beta_ratios_ * beta_max_``.
     cv_results_ : dict of str to ndarray
         As of `GridSearchCV`, with one entry a candidate: "params", "param_beta_ratio",
         "param_n_components", "param_shrinkage", "split0_test_score" and so on, "rank_test_score", and

@@ -132,6 +132,8 @@ def test_the_grid_goes_from_the_constant_to_eps():
     X, y = regression()
     model = regressor(beta_ratios=4, eps=0.05, refit=False).fit(X, y)
     assert_allclose(model.beta_ratios_, np.geomspace(1, 0.05, 4))
+    assert_allclose(model.betas_, np.geomspace(model.beta_max_, 0.05 * model.beta_max_, 4))
+    assert model.beta_ in model.betas_
     assert model.cv_results_["mean_n_neurons"][0] == 0
     folds = KFold(3).split(X)
     constant = [-0.5 * np.mean((y[test] - y[train].mean()) ** 2) for train, test in folds]
