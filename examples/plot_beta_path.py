@@ -28,7 +28,7 @@ print("largest relative gap on the path:", f"{np.max(path.dual_gaps / path.objec
 PathDisplay.from_path(path).figure_.suptitle("The path, with its gaps")
 
 # %%
-# Cross-validation over 20 weight decays and two truncations. With the rule of one standard error the
+# Cross-validation over ten weight decays and two truncations. With the rule of one standard error the
 # network is simpler than the one of the best score.
 for rule in ("best", "one_standard_error"):
     model = ConvexBNRegressorCV(n_components=[None, 5], eps=0.01, selection_rule=rule, random_state=0)
