@@ -119,7 +119,7 @@ class CrossValidated(ConvexBNEstimator):
         targets, weight = self._code(y, weight, search.backend.rows)
         # Before the folds are trained: what is refused here would be refused after them.
         for setting in search.settings:
-            self._prepare(X, targets, weight, search.backend, **setting)
+            training = self._prepare(X, targets, weight, search.backend, **setting)
         self._check_splits(search)
 
         self.cv_results_ = self._cross_validate(search, score_params)
@@ -129,7 +129,9 @@ class CrossValidated(ConvexBNEstimator):
         self.beta_ratios_, self.n_splits_ = search.ratios, len(search.splits)
         self.n_components_, self.shrinkage_ = chosen["n_components"], chosen["shrinkage"]
         self.beta_ratio_ = float(search.ratios[self.best_index_ % len(search.ratios)])
-        training = self._prepare(X, targets, weight, search.backend, **chosen)
+        if len(search.settings) > 1:
+            # To keep all of them would take the memory of as many copies of the rows.
+            training = self._prepare(X, targets, weight, search.backend, **chosen)
         self.beta_max_ = training.beta_max
         self.beta_ = self.beta_ratio_ * self.beta_max_
         self.betas_ = search.ratios * self.beta_max_

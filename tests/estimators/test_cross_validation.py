@@ -83,11 +83,11 @@ def test_the_last_fit_is_that_of_the_classifier(loss, n_classes):
     assert hasattr(model, "predict_proba") == (loss == "log_loss")
 
 
-# Accuracy jumps where a row is on the border: by one of the 25 that are held out.
-@pytest.mark.parametrize(("scoring", "apart"), [(None, 5e-3), ("accuracy", 1 / 25)])
-def test_scores_are_those_of_a_grid_search(scoring, apart):
+# Accuracy jumps where a row is on the border, as one is at the shrinkages of the first case.
+@pytest.mark.parametrize(("scoring", "shares"), [(None, [0.1, 0.5]), ("accuracy", [0.3])])
+def test_scores_are_those_of_a_grid_search(scoring, shares):
     X, y = classification()
-    cv, shares = KFold(3, shuffle=True, random_state=0), [0.1, 0.5]
+    cv = KFold(3, shuffle=True, random_state=0)
     model = classifier(cv=cv, cv_tol=1e-3, scoring=scoring, shrinkage=shares, refit=False).fit(X, y)
     plain = ConvexBNClassifier(tol=1e-3, random_state=0)
     grid = {"beta_ratio": RATIOS, "shrinkage": shares}
@@ -95,10 +95,9 @@ def test_scores_are_those_of_a_grid_search(scoring, apart):
     for name in ["mean_test_score", *(f"split{i}_test_score" for i in range(3))]:
         # There the first parameter varies slowest.
         theirs = search.cv_results_[name].reshape(len(RATIOS), len(shares)).T.ravel()
-        assert_allclose(model.cv_results_[name], theirs, atol=apart * (1 + 1e-9))
-    assert model.best_score_ == pytest.approx(search.best_score_, abs=apart)
-    if scoring is None:
-        assert {"beta_ratio": model.beta_ratio_, "shrinkage": model.shrinkage_} == search.best_params_
+        assert_allclose(model.cv_results_[name], theirs, atol=5e-3)
+    assert model.best_score_ == pytest.approx(search.best_score_, abs=5e-3)
+    assert {"beta_ratio": model.beta_ratio_, "shrinkage": model.shrinkage_} == search.best_params_
 
 
 def test_results_have_the_form_of_a_grid_search():

@@ -112,9 +112,5 @@ def test_no_neurons_have_no_sizes():
     none = OwnedNeurons.none(problem)
     assert len(none) == 0
     assert none.sizes.shape == (0,)
-    assert (
-        len(none.rescaled(problem))
-        == len(none.merged(0.9))
-        == len(none.fewer(problem, patterns, np.inf))
-        == 0
-    )
+    for network in (none.rescaled(problem), none.merged(0.9), none.fewer(problem, patterns, np.inf)):
+        assert len(network) == 0
