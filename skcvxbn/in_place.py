@@ -24,11 +24,6 @@ def thin_matmul(x: Array, y: Array, out: Array) -> Array:
     return matmul(x, y, out)
 
 
-def multiply(x: Array, factor: float, out: Array) -> Array:
-    """``out = factor * x``."""
-    return namespace(out).multiply(x, factor, out=out)
-
-
 def subtract(x: Array, y: Array, out: Array) -> Array:
     """``out = x - y``."""
     return namespace(out).subtract(x, y, out=out)

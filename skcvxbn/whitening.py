@@ -14,7 +14,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 
-from skcvxbn.arrays import Array, Rows, astype, eps, identity, like, namespace, take, to_numpy, zeros
+from skcvxbn.arrays import (
+    Array,
+    Rows,
+    astype,
+    eps,
+    identity,
+    inner_products,
+    like,
+    namespace,
+    take,
+    to_numpy,
+    zeros,
+)
 from skcvxbn.backend import NUMPY, Backend
 from skcvxbn.factorisations import eigh, right_singular_vectors, triangular_factor, without_gram
 from skcvxbn.shrinkage import shrunk
@@ -250,7 +262,11 @@ class _CentredRows:
     def load(self, block: slice) -> Array:
         data = self.data
         weight = namespace(data.weight).sqrt(data.weight[block])
-        return (data.X[block, :] / self.scale - self.centre) * weight[:, None]
+        # In place: a block of an image set is larger than any cache.
+        rows = astype(data.X[block, :], np.float64) / self.scale
+        rows -= self.centre
+        rows *= weight[:, None]
+        return rows
 
     def all(self) -> Array:
         return self.load(slice(None))
@@ -258,13 +274,13 @@ class _CentredRows:
     def gram(self, to_basis: Array | None = None) -> Array:
         """Inner products of the columns, or of their images under a map."""
         size = self.n_features if to_basis is None else to_basis.shape[1]
-        gram = zeros((size, size), self.scale)
+        products = zeros((size, size), self.scale)
         for block in self.blocks():
             columns = self.load(block)
             if to_basis is not None:
                 columns = columns @ to_basis
-            gram += columns.T @ columns
-        return self.data.rows.total(gram)
+            products += inner_products(columns)
+        return self.data.rows.total(products)
 
 
 def _decompose_tall(rows: _CentredRows, threshold: float) -> tuple[Array, NDArray]:
@@ -307,7 +323,9 @@ def _standardised(rows: _CentredRows, n_rows: float) -> _CentredRows:
     xp = namespace(rows.scale)
     squares = zeros(rows.scale.shape, rows.scale)
     for block in rows.blocks():
-        squares += xp.sum(rows.load(block) ** 2, axis=0)
+        entries = rows.load(block)
+        entries *= entries
+        squares += xp.sum(entries, axis=0)
     deviation = to_numpy(rows.data.rows.total(squares / n_rows)) ** 0.5
     factor = like(np.where(deviation > 8 * eps(rows.data.X), deviation, 1.0), rows.scale)
     return replace(rows, scale=rows.scale * factor, centre=rows.centre / factor)

@@ -13,7 +13,17 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn import in_place
-from skcvxbn.arrays import Rows, like, row_largest, row_sums, take, to_numpy, transposed_product
+from skcvxbn.arrays import (
+    Rows,
+    in_eights,
+    inner_products,
+    like,
+    row_largest,
+    row_sums,
+    take,
+    to_numpy,
+    transposed_product,
+)
 from skcvxbn.backend import Backend
 from skcvxbn.losses import (
     LinearQuadratic,
@@ -87,7 +97,6 @@ def strict(monkeypatch):
     replacements = {
         "matmul": lambda x, y, out: written(x @ y, out),
         "thin_matmul": lambda x, y, out: written(x @ y, out),
-        "multiply": lambda x, factor, out: written(x * factor, out),
         "subtract": lambda x, y, out: written(x - y, out),
         "clip": clip,
         "relu": lambda x: clip(x, np.inf, x),
@@ -119,6 +128,18 @@ def test_rows_and_few_columns_in_one_product(n_columns, library):
     assert_allclose(to_numpy(transposed_product(asarray(A), given)), A.T @ M, rtol=1e-12)
     assert_allclose(to_numpy(row_sums(given)), M.sum(axis=1, keepdims=True), rtol=1e-9)
     assert_array_equal(to_numpy(row_largest(given)), M.max(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("n_columns", [0, 5, 128, 131, 700])
+def test_inner_products_of_columns(n_columns, library):
+    asarray = np.asarray if library == "numpy" else pytest.importorskip("torch").asarray
+    M = np.random.default_rng(n_columns).standard_normal((30, n_columns))
+    assert_allclose(to_numpy(inner_products(asarray(M))), M.T @ M, rtol=1e-9, atol=1e-12)
+
+
+def test_rounding_up_to_eights():
+    assert [in_eights(count) for count in (0, 1, 8, 9, 229)] == [0, 8, 8, 16, 232]
 
 
 @OUTPUTS

@@ -100,7 +100,10 @@ class Problem:
 
     def hidden(self, S: Array) -> Array:
         """Hidden layer ``(A s_j)_+``, of shape (n_samples, n_neurons)."""
-        return in_place.relu(self.A @ S)
+        hidden = zeros((self.A.shape[0], S.shape[1]), S)
+        for rows in row_blocks(self.A):
+            in_place.relu(in_place.matmul(self.A[rows, :], S, out=hidden[rows, :]))
+        return hidden
 
     def length(self, R: Array) -> float:
         """Euclidean norm of a table of all rows."""

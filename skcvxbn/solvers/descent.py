@@ -20,6 +20,7 @@ from skcvxbn import in_place
 from skcvxbn.arrays import (
     Array,
     concat,
+    in_eights,
     inner,
     lengths,
     like,
@@ -100,9 +101,8 @@ def descend(
     for stage, width in enumerate(widths):
         stride = strides[min(stage, len(strides) - 1)]
         seen = problem if stride == 1 else problem.sampled(stride)
-        alive = without_negligible(S, V, _NEGLIGIBLE)
-        S, V = take(S, alive, axis=1), take(V, alive, axis=0)
-        if not alive.any():
+        S, V = _alive(S, V)
+        if V.shape[0] == 0:
             break
         smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
         try:
@@ -113,6 +113,15 @@ def descend(
         S, V = balanced(*smooth.unpack(x))
         bias = smooth.bias(x)
     return S, V
+
+
+def _alive(S: Array, V: Array) -> tuple[Array, Array]:
+    """Leave out dead neurons, but for those that round up the number of the others to a multiple of eight."""
+    alive = without_negligible(S, V, _NEGLIGIBLE)
+    sizes = to_numpy(lengths(S, axis=0) * lengths(V, axis=1))
+    n_kept = min(in_eights(int(alive.sum())), int((sizes > 0).sum()))
+    kept = np.sort(np.argsort(-sizes, kind="stable")[:n_kept])
+    return take(S, kept, axis=1), take(V, kept, axis=0)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -133,7 +142,7 @@ class _SmoothNetwork:
     """Value and gradient of (N) with rounded kinks, as a function of one vector.
 
     With ``t = a_k^T s / (2 width_j) + 1/2`` and ``d = min(max(t, 0), 1)`` the rounded ReLU is
-    ``2 width_j d (t - d/2)`` and its slope is ``d``.
+    ``width_j d (2t - d)`` and its slope is ``d``.
     """
 
     def __init__(self, problem: Problem, S: Array, V: Array, width: float) -> None:
@@ -141,12 +150,12 @@ class _SmoothNetwork:
         # The best bias is known at once where the loss is quadratic; elsewhere it moves with the neurons.
         self.n_bias = problem.n_outputs if problem.fit_intercept and not problem.loss.quadratic else 0
         self.direction = problem.A[:, -1:]
-        self.scale = 2 * width / math.sqrt(problem.shape[0]) * lengths(S, axis=0)
+        self.widths = width / math.sqrt(problem.shape[0]) * lengths(S, axis=0)
         # Rows that are taken through the network together, and memory for what is kept of them.
         self.blocks = row_blocks(problem.A)
         table = problem.A.shape[0], V.shape[0]
         self.hidden, self.slope = zeros(table, S), zeros(table, S)
-        self.half = zeros((self.blocks[0].stop, V.shape[0]), S)
+        self.block = zeros((self.blocks[0].stop, V.shape[0]), S)
         self.F = zeros(problem.loss.shape, S)
 
     def pack(self, S: Array, V: Array, bias: Array) -> Array:
@@ -171,7 +180,7 @@ class _SmoothNetwork:
         problem = self.problem
         S, V = self.unpack(x)
         n_weights = x.shape[0] - self.n_bias
-        F, weights = self._forward(S / self.scale, V * self.scale[:, None]), x[:n_weights]
+        F, weights = self._forward(S / (2 * self.widths), V * self.widths[:, None]), x[:n_weights]
         square = inner(weights, weights)
         if self.n_bias:
             F += self.direction * x[n_weights:]
@@ -181,34 +190,37 @@ class _SmoothNetwork:
             value, R = output.value, output.R
         gradient_S, gradient_V = self._backward(R, V)
         gradient_bias = (self.direction[:, 0] @ R)[: self.n_bias]
-        gradient = -problem.rows.total(self.pack(gradient_S, gradient_V * self.scale[:, None], gradient_bias))
+        packed = self.pack(gradient_S, gradient_V * self.widths[:, None], gradient_bias)
+        gradient = -problem.rows.total(packed)
         gradient[:n_weights] += problem.beta * weights
         return value + 0.5 * problem.beta * float(square), gradient
 
     def _forward(self, S: Array, V: Array) -> Array:
-        """Output of the rounded neurons; it keeps their values and slopes."""
+        """Output of the rounded neurons in units of their widths; it keeps their values and slopes."""
         for rows in self.blocks:
             H, D = self.hidden[rows, :], self.slope[rows, :]
-            half = self.half[: H.shape[0], :]
-            in_place.matmul(self.problem.A[rows, :], S, out=H)
-            H += 0.5
-            in_place.clip(H, 1.0, out=D)
-            H -= in_place.multiply(D, 0.5, out=half)
+            T = self.block[: H.shape[0], :]
+            in_place.matmul(self.problem.A[rows, :], S, out=T)
+            T += 0.5
+            in_place.clip(T, 1.0, out=D)
+            in_place.subtract(T, D, out=H)
+            H += T
             H *= D
             in_place.thin_matmul(H, V, out=self.F[rows, :])
         return self.F
 
     def _backward(self, R: Array, V: Array) -> tuple[Array, Array]:
         """Inner products of `R` with the derivatives of the output."""
-        gradient_S, gradient_V = zeros((self.problem.A.shape[1], V.shape[0]), V), zeros(V.shape, V)
+        gradient_S, gradient_V = zeros((V.shape[0], self.problem.A.shape[1]), V), zeros(V.shape, V)
         for rows in self.blocks:
             H, taken = self.hidden[rows, :], R[rows, :]
-            moved = self.half[: H.shape[0], :]
+            moved = self.block[: H.shape[0], :]
             gradient_V += (taken.T @ H).T
             in_place.matmul(taken, V.T, out=moved)
             moved *= self.slope[rows, :]
-            gradient_S += self.problem.A[rows, :].T @ moved
-        return gradient_S, gradient_V
+            # This way round NumPy's libraries are faster.
+            gradient_S += moved.T @ self.problem.A[rows, :]
+        return gradient_S.T, gradient_V
 
 
 def _minimise(

@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, astype, like, to_numpy, zeros
+from skcvxbn.arrays import Array, astype, in_eights, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.descent import Interrupted, descend, random_network
 from skcvxbn.solvers.dual_search import DualSearch
@@ -160,6 +160,7 @@ class _Generation:
         size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
         if self.options.tol >= _LOOSE:
             size //= 2
+        size = in_eights(size)
         return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
     def round(self) -> None:

@@ -25,6 +25,7 @@ from skcvxbn.arrays import (
     Array,
     Rows,
     astype,
+    inner_products,
     lengths,
     like,
     namespace,
@@ -182,7 +183,7 @@ def _sample(A: Array, R: Array, stride: int, rows: Rows) -> tuple[Array, Array]:
     """Evenly spaced rows, scaled so that the columns of the sample have at most length one together."""
     every = np.arange(0, A.shape[0], stride)
     sample = take(A, every, axis=0)
-    gram = to_numpy(rows.total(sample.T @ sample)).astype(np.float64)
+    gram = to_numpy(rows.total(inner_products(sample))).astype(np.float64)
     return sample / math.sqrt(np.linalg.eigvalsh(gram)[-1]), take(R, every, axis=0)
 
 

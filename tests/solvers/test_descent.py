@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
-from skcvxbn.solvers.descent import Interrupted, _SmoothNetwork, descend, random_network
+from skcvxbn.solvers.descent import Interrupted, _alive, _SmoothNetwork, descend, random_network
 from skcvxbn.whitening import whiten
 
 WIDTHS = (0.5, 0.1, 0.02, 0.004, 1e-3)
@@ -113,6 +113,18 @@ def test_an_early_stop_saves_steps_and_little_else():
     exact = problem.objective(*descend(problem, S, V, widths=WIDTHS, n_steps=500))
     early = problem.objective(*descend(problem, S, V, widths=WIDTHS, n_steps=500, tol=1e-3))
     assert exact <= early <= 1.02 * exact
+
+
+def test_dead_neurons_stay_only_to_make_up_eights():
+    rng = np.random.RandomState(0)
+    S, V = rng.standard_normal((4, 20)), rng.standard_normal((20, 2))
+    size = np.r_[np.full(9, 1e-12), np.ones(11)]
+    kept_S, kept_V = _alive(S * size, V)
+    assert kept_V.shape == (16, 2)
+    assert_array_equal(kept_S[:, -11:], S[:, 9:])
+    size[:7] = 0
+    assert _alive(S * size, V)[1].shape == (13, 2)
+    assert _alive(S * 0, V)[1].shape == (0, 2)
 
 
 def test_nothing_to_descend_from():
