@@ -75,7 +75,7 @@ def recover_network(
         # An output bias b adds sqrt(n) e b^T to the weighted output, e being the last column of A.
         hidden = A @ S.astype(dtype)
         output = np.maximum(hidden, 0, out=hidden) @ V
-        intercept = loss.best_bias(output, A[:, -1].astype(np.float64)) / root_n
+        intercept = loss.best_bias(output, A[:, -1].astype(np.float64), solution.bias) / root_n
     return BatchNormNetwork(
         hidden_weights=hidden_weights,
         # The weights as they are stored: the mean of the rounded ones, not the rounded mean.

@@ -24,7 +24,7 @@ from skcvxbn.whitening import Whitening, whiten
 
 Floats = NDArray[np.float64]
 
-_STARTS = 128
+_STARTS, _FEW_STARTS = 128, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,19 @@ class Training:
     @cached_property
     def beta_max(self) -> float:
         """The smallest weight decay whose optimal network has no neuron."""
+        return self._largest_beta(_STARTS)
+
+    @cached_property
+    def rough_beta_max(self) -> float:
+        """The same by a short search: to compare networks by, and not to tell where the path begins."""
+        return self._largest_beta(_FEW_STARTS)
+
+    def _largest_beta(self, n_starts: int) -> float:
         A, problem = self.whitening.A, self.problem
         # All rows of a class may be at a kink at once: in single precision they would not be at the same one.
         constant = replace(problem, A=np.sqrt(self.weight / self.whitening.n_rows)[:, None])
         R = constant.feasible(constant.zero.R)
-        return float(self.memory.cache(largest_beta)(A, R, self.backend))
+        return float(self.memory.cache(largest_beta)(A, R, n_starts, self.backend))
 
     @cached_property
     def placed(self) -> Problem:
@@ -161,7 +169,7 @@ def prepare(
     return Training(X, Y, weight, targets.loss, whitening, offset, problem, memory, backend)
 
 
-def largest_beta(A: NDArray, target: NDArray, backend: Backend = NUMPY) -> float:
+def largest_beta(A: NDArray, target: NDArray, n_starts: int = _STARTS, backend: Backend = NUMPY) -> float:
     """`beta_max` in whitened coordinates: ``max ||target^T (A s)_+||`` over unit ``s``."""
     rows = backend.rows
     size = math.sqrt(*rows.totals(inner(target, target)))
@@ -169,8 +177,9 @@ def largest_beta(A: NDArray, target: NDArray, backend: Backend = NUMPY) -> float
         return 0.0
     A, R = backend.array(A), backend.array((target / size).astype(A.dtype))
     # The maxima at a target are few and wide: on large data a short search from few points finds them.
-    stages = THOROUGH if affordable_starts(A, THOROUGH, rows=rows) >= _STARTS else QUICK
-    n_starts = min(_STARTS, affordable_starts(A, stages, rows=rows))
+    thorough = n_starts >= _STARTS and affordable_starts(A, THOROUGH, rows=rows) >= n_starts
+    stages = THOROUGH if thorough else QUICK
+    n_starts = min(n_starts, affordable_starts(A, stages, rows=rows))
     random = random_starts(A.shape[1], R.shape[1], n_starts, np.random.RandomState(0))
     S, U = (like(M.astype(numpy_dtype(A)), A) for M in random)
     return size * search(A, R, S, U, stages=stages, rows=rows).largest

@@ -310,7 +310,7 @@ def _solutions(
     patterns = model._patterns(training, rng)
     options = replace(model._options(rng, math.inf), tol=tol)
     # A constant target needs no neuron at any weight decay, but the solver needs one that is positive.
-    betas = ratios * (training.beta_max or np.finfo(np.float64).resolution)
+    betas = ratios * (training.rough_beta_max or np.finfo(np.float64).resolution)
     if patterns is None:
         yield from solve_roughly(training.placed, betas, options)
         return

@@ -119,6 +119,7 @@ def _in_units(solution: Solution, output: float, value: float) -> Solution:
         R=solution.R * (value / output),
         objective=solution.objective * value,
         lower_bound=solution.lower_bound * value,
+        bias=None if solution.bias is None else solution.bias * output,
     )
 
 

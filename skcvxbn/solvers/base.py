@@ -147,9 +147,9 @@ class Problem:
         """``sum_j ||s_j|| ||v_j||``."""
         return float(lengths(S, axis=0) @ lengths(V, axis=1))
 
-    def objective(self, S: Array, V: Array) -> float:
-        """Objective of the network (N), which needs no feasibility of `S`."""
-        return self.output(S, V).value + self.beta * self.penalty(S, V)
+    def objective(self, S: Array, V: Array, guess: Array | None = None) -> float:
+        """Objective of the network (N), which needs no feasible `S`; of the bias there may be a guess."""
+        return self.output(S, V, guess).value + self.beta * self.penalty(S, V)
 
     def dual_bound(self, R: Array, largest: float) -> float:
         """Lower bound from the best multiple of a dual point.
@@ -250,6 +250,8 @@ class Solution:
         Whether the relative gap is at most the tolerance asked for.
     message : str
         Why the solver stopped, in words for the user.
+    bias : ndarray of shape (n_outputs,), optional
+        Coefficients of the bias' direction, up to the solver's accuracy; None where they are not known.
     """
 
     S: NDArray
@@ -261,6 +263,7 @@ class Solution:
     n_iter: int
     converged: bool
     message: str
+    bias: NDArray | None = None
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from skcvxbn.arrays import Array, astype, concat, like, zeros
+from skcvxbn.arrays import astype, concat, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
 from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, verified
 
-# Rounds of search and descent at one weight decay, at most; where they are dear it is one, of fewer steps.
-_ROUNDS, _WIDTHS, _STEPS = 3, (0.1, 0.02), 30
-_DEAR_ROUNDS, _DEAR_WIDTHS, _DEAR_STEPS = 1, (0.05,), 20
-_STANDSTILL = 1e-4
+# Rounds of search and descent at one weight decay: a short one and, where they are cheap, finer ones.
+_ROUNDS, _DEAR_ROUNDS = 3, 1
+_WIDTHS, _STEPS = (0.05,), 20
+_FINE_WIDTHS, _FINE_STEPS = (0.1, 0.02), 30
+# A descent ends when ten steps together gain less than this share of the tolerance.
+_STANDSTILL = 0.02
+# Rounds that lower the objective by a smaller share of the tolerance end with that.
+_WORTHWHILE = 0.2
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
-# Operations on numbers of a forward pass that the largest width may not exceed; a kink takes this many.
-_DEAREST_PASS, _KINK = 3e7, 16
+# Operations on numbers of a forward pass that the largest width may not exceed, and those of one neuron up to
+# which rounds are cheap; a kink takes this many.
+_DEAREST_PASS, _CHEAP_NEURON, _KINK = 3e7, 4e4, 16
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
@@ -65,30 +71,35 @@ class _Path:
         nothing = zeros((rank, 0), problem.A), zeros((0, n_outputs), problem.A)
         self.none = Neurons.of_network(problem, *nothing, 0.0)
         self.neurons, self.found = self.none, Candidates(*nothing, np.zeros(0))
-        affordable = int(_DEAREST_PASS / (n_rows * (2 * rank + 3 * n_outputs + _KINK)))
-        self.largest_width = int(np.clip(affordable, _FIRST_WIDTH, _LARGEST_WIDTH))
-        dear = affordable < _LARGEST_WIDTH
-        self.n_rounds, self.n_steps = (_DEAR_ROUNDS, _DEAR_STEPS) if dear else (_ROUNDS, _STEPS)
-        self.widths: tuple[float, ...] = _DEAR_WIDTHS if dear else _WIDTHS
+        work = n_rows * (2 * rank + 3 * n_outputs + _KINK)
+        self.largest_width = int(np.clip(_DEAREST_PASS // work, _FIRST_WIDTH, _LARGEST_WIDTH))
+        self.n_rounds = _ROUNDS if work <= _CHEAP_NEURON else _DEAR_ROUNDS
 
     def at(self, beta: float) -> Solution:
         """Follow the network to a smaller weight decay."""
         problem = replace(self.problem, beta=beta)
         single = replace(self.single, beta=beta)
-        n_rounds, converged, bound = 0, False, -np.inf
-        while n_rounds < self.n_rounds and not converged and not problem.rows.past(self.options.deadline):
+        n_rounds, converged, bound, worthwhile = 0, False, -np.inf, True
+        late = partial(problem.rows.past, self.options.deadline)
+        while worthwhile and n_rounds < self.n_rounds and not converged and not late():
             n_rounds += 1
+            last = self.neurons.objective
             self._join(problem)
-            self._descend(problem, single)
+            self._descend(problem, single, fine=n_rounds > 1)
             self._search(problem, single)
             objective = self.neurons.objective
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
             converged = objective - bound <= self.options.tol * objective
+            # The last network before the first round is that of another weight decay.
+            worthwhile = n_rounds == 1 or last - objective > _WORTHWHILE * self.options.tol * objective
         S, V = balanced(self.neurons.S, self.neurons.U)
         # Merging has moved the neurons, and where the loss has kinks their bias is that of rounded ones.
-        objective = problem.objective(S, V)
+        bias = self.neurons.bias
+        objective = problem.objective(S, V, bias)
         bound = min(bound, objective)
-        return Solution(S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "")
+        return Solution(
+            S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "", to_numpy(bias)
+        )
 
     def _join(self, problem: Problem) -> None:
         if len(self.neurons) == 0:
@@ -98,27 +109,29 @@ class _Path:
         violating = np.flatnonzero(self.found.values > problem.beta)
         self.neurons = self.neurons.joined(problem, self.found.take(violating[:room]))
 
-    def _descend(self, problem: Problem, single: Problem) -> None:
-        S, V, most = self.neurons.S, self.neurons.U, self.options.max_neurons
-        self.neurons = self._descended(problem, single, S, V)
+    def _descend(self, problem: Problem, single: Problem, fine: bool) -> None:
+        most = self.options.max_neurons
+        self.neurons = self._descended(problem, single, self.neurons, fine)
         if most is not None and len(self.neurons) > most:
-            kept = self.neurons.largest(most)
-            self.neurons = self._descended(problem, single, kept.S, kept.U)
+            self.neurons = self._descended(problem, single, self.neurons.largest(most), fine)
         if self.neurons.objective > (1 - 1e-6) * self.idle.value:
             self.neurons = replace(self.none, objective=self.idle.value)
 
-    def _descended(self, problem: Problem, single: Problem, S: Array, V: Array) -> Neurons:
-        S, V = balanced(astype(S, np.float64), astype(V, np.float64))
+    def _descended(self, problem: Problem, single: Problem, neurons: Neurons, fine: bool) -> Neurons:
+        widths: tuple[float, ...] = _FINE_WIDTHS if fine else _WIDTHS
+        S, V = balanced(astype(neurons.S, np.float64), astype(neurons.U, np.float64))
         S, V = descend(
             single,
             astype(S, np.float32),
             astype(V, np.float32),
-            widths=self.widths,
-            n_steps=self.n_steps,
-            tol=_STANDSTILL,
+            widths=widths,
+            n_steps=_FINE_STEPS if fine else _STEPS,
+            tol=_STANDSTILL * self.options.tol,
+            bias=astype(neurons.bias, np.float32),
             deadline=self.options.deadline,
         )
-        return Neurons.of_network(problem, S, V, _NEGLIGIBLE, self.widths[-1]).merged(problem)
+        rounded = Neurons.of_network(problem, S, V, _NEGLIGIBLE, widths[-1], neurons.bias)
+        return rounded.merged(problem)
 
     def _search(self, problem: Problem, single: Problem) -> None:
         """Climb from random points and from the best that was found for the last network."""

@@ -20,6 +20,7 @@ from skcvxbn import in_place
 from skcvxbn.arrays import (
     Array,
     concat,
+    eps,
     in_eights,
     inner,
     lengths,
@@ -62,6 +63,7 @@ def descend(
     n_steps: int,
     strides: tuple[int, ...] = (1,),
     tol: float = 0.0,
+    bias: Array | None = None,
     deadline: float = math.inf,
 ) -> tuple[Array, Array]:
     """Improve a network by quasi-Newton steps (L-BFGS, Armijo line search) on ever sharper kinks.
@@ -83,6 +85,8 @@ def descend(
         show the way to the last.
     tol : float
         A stage ends when ten steps together lower its objective by less than this share.
+    bias : array of shape (n_outputs,), optional
+        Coefficients of the bias' direction, a guess.
     deadline : float
         Value of ``time.monotonic()`` after which no step is begun.
 
@@ -97,7 +101,6 @@ def descend(
         A KeyboardInterrupt that carries the network reached.
     """
     S, V = balanced(S, V)
-    bias = None
     for stage, width in enumerate(widths):
         stride = strides[min(stage, len(strides) - 1)]
         seen = problem if stride == 1 else problem.sampled(stride)
@@ -257,10 +260,10 @@ def _step(
     gradient: Array,
     direction: Array,
 ) -> tuple[Array, float, Array] | None:
-    """Backtrack along `direction` until Armijo's rule holds; None where it cannot."""
+    """Backtrack along `direction` until Armijo's rule holds; None where only rounding could make it."""
     slope = float(gradient @ direction)
-    step = 1.0
-    while slope < 0 and step > 1e-6:
+    step, least = 1.0, eps(x) * abs(value)
+    while -step * slope > least:
         new_x = x + step * direction
         new_value, new_gradient = evaluate(new_x)
         if new_value <= value + 1e-4 * step * slope:

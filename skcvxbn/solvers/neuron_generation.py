@@ -262,6 +262,7 @@ class _Generation:
     ) -> None:
         # Through double precision: the product of the scales of a newcomer is small.
         S, V = balanced(astype(S, np.float64), astype(V, np.float64))
+        bias = astype(self.neurons.bias, np.float32)
         S, V = descend(
             self.single.smoothed(self.rounding),
             astype(S, np.float32),
@@ -270,11 +271,12 @@ class _Generation:
             strides=strides,
             n_steps=n_steps,
             tol=max(tol, _TOL_SHARE * self.options.tol),
+            bias=bias,
             deadline=self.options.deadline,
         )
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
         rounding = max(widths[-1], self.rounding)
-        self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding)
+        self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding, self.neurons.bias)
 
     def _solve_program(self) -> None:
         """Solve the convex program over the arrangements of the neurons, on the host of every process."""
@@ -349,13 +351,14 @@ class _Generation:
         self._state_gap()
         lower_bound = self.duals.lower_bound
         S, V = balanced(best.S, best.U)
-        objective = problem.objective(S, V)
+        objective = problem.objective(S, V, best.bias)
         # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.
         for cosine in _COSINES:
             merged = best.merged(problem, cosine)
-            if problem.objective(merged.S, merged.U) <= objective * (1 + _MERGING * self.options.tol):
+            merged_objective = problem.objective(merged.S, merged.U, best.bias)
+            if merged_objective <= objective * (1 + _MERGING * self.options.tol):
                 S, V = balanced(merged.S, merged.U)
-                objective = problem.objective(S, V)
+                objective = problem.objective(S, V, best.bias)
                 break
         idle = problem.zero.value
         if objective > (1 - 1e-9) * idle:

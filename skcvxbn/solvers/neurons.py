@@ -50,6 +50,8 @@ class Neurons:
         Objective of the network they make.
     R : array of shape (n_samples, n_outputs)
         Dual point that belongs to it.
+    bias : array of shape (n_outputs,)
+        Coefficients of the bias' direction, a guess where the neurons have moved since.
     """
 
     S: Array
@@ -57,12 +59,21 @@ class Neurons:
     patterns: Array
     objective: float
     R: Array
+    bias: Array
 
     @classmethod
     def of_network(
-        cls, problem: Problem, S: Array, V: Array, negligible: float, rounding: float = 0.0
+        cls,
+        problem: Problem,
+        S: Array,
+        V: Array,
+        negligible: float,
+        rounding: float = 0.0,
+        guess: Array | None = None,
     ) -> Neurons:
         """Neurons of a network of any scaling, but for those of less than this share of the largest.
+
+        Of the bias there may be a guess.
 
         Where the loss has kinks, its subgradients are too many to choose the dual point from: it is that of
         the loss with kinks rounded by `rounding`.
@@ -75,10 +86,10 @@ class Neurons:
         S, U = S * sizes, V / sizes[:, None]
         H = problem.A @ S
         patterns = H > 0
-        output = problem.smoothed(rounding).at(in_place.relu(H) @ U)
+        output = problem.smoothed(rounding).at(in_place.relu(H) @ U, guess)
         value = problem.loss.value(output.F) if rounding else output.value
         objective = value + problem.beta * problem.penalty(S, U)
-        return cls(S, U, patterns, objective, problem.feasible(output.R))
+        return cls(S, U, patterns, objective, problem.feasible(output.R), output.bias)
 
     def __len__(self) -> int:
         """Return the number of neurons."""
@@ -101,7 +112,7 @@ class Neurons:
     def solved(self, problem: Problem, S: Array, R: Array, negligible: float) -> Neurons:
         """Return the same neurons with other hidden directions, but for the negligible ones."""
         kept = replace(self, S=S, R=R).take(without_negligible(S, self.U, negligible))
-        return replace(kept, objective=problem.objective(kept.S, kept.U))
+        return replace(kept, objective=problem.objective(kept.S, kept.U, self.bias))
 
     def merged(self, problem: Problem, cosine: float = _SAME) -> Neurons:
         """Add up neurons of one arrangement whose output directions agree."""
@@ -142,10 +153,10 @@ class Neurons:
         xp, dtype = namespace(problem.A), numpy_dtype(problem.A)
         directions = self.S / lengths(self.S, axis=0)
         U, sizes = astype(self.U, dtype), self.sizes.astype(dtype)
-        H = problem.hidden(astype(directions, dtype))
+        H, bias = problem.hidden(astype(directions, dtype)), astype(self.bias, dtype)
 
         def output(sizes: NDArray) -> Output:
-            return problem.at(H @ (U * like(sizes, U)[:, None]))
+            return problem.at(H @ (U * like(sizes, U)[:, None]), bias)
 
         def value(output: Output, sizes: NDArray) -> float:
             return output.value + problem.beta * float(sizes.sum())

@@ -109,7 +109,7 @@ def test_random_networks_have_about_a_third_of_the_dual_point_at_zero():
 
 def test_an_early_stop_saves_steps_and_little_else():
     problem = make()
-    S, V = random_network(problem, 20, np.random.RandomState(0))
+    S, V = random_network(problem, 60, np.random.RandomState(0))
     exact = problem.objective(*descend(problem, S, V, widths=WIDTHS, n_steps=500))
     early = problem.objective(*descend(problem, S, V, widths=WIDTHS, n_steps=500, tol=1e-3))
     assert exact <= early <= 1.02 * exact
