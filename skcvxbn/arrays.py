@@ -145,7 +145,7 @@ def like(x: NDArray[Any], other: Array) -> Array:
 
 def numpy_dtype(x: Array) -> np.dtype[Any]:
     """NumPy's name for the precision of an array."""
-    return np.dtype(str(x.dtype).rpartition(".")[2])
+    return x.dtype if is_numpy_array(x) else np.dtype(str(x.dtype).rpartition(".")[2])
 
 
 def astype(x: Array, dtype: DTypeLike) -> Array:
@@ -173,6 +173,8 @@ def take(x: Array, which: NDArray[Any], axis: int) -> Array:
 
 def zeros(shape: tuple[int, ...], other: Array) -> Array:
     """Zeros in the precision, library and place of another array."""
+    if is_numpy_array(other):
+        return np.zeros(shape, dtype=other.dtype)
     return namespace(other).zeros(shape, dtype=other.dtype, device=device(other))
 
 

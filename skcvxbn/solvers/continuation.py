@@ -25,13 +25,14 @@ _ROUNDS, _DEAR_ROUNDS = 3, 1
 _WIDTHS, _STEPS = (0.05,), 20
 _FINE_WIDTHS, _FINE_STEPS = (0.1, 0.02), 30
 # A descent ends when ten steps together gain less than this share of the tolerance.
-_STANDSTILL = 0.02
-# Rounds that lower the objective by a smaller share of the tolerance end with that.
-_WORTHWHILE = 0.2
+_STANDSTILL = 0.1
+# Rounds end with one that lowers the objective by less than this share of the tolerance, or that leaves a gap
+# above the second.
+_WORTHWHILE, _FAR = 0.2, 0.5
 _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed, and those of one neuron up to
 # which rounds are cheap; a kink takes this many.
-_DEAREST_PASS, _CHEAP_NEURON, _KINK = 3e7, 4e4, 16
+_DEAREST_PASS, _CHEAP_NEURON, _KINK = 3e7, 6e4, 16
 _STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
@@ -79,9 +80,9 @@ class _Path:
         """Follow the network to a smaller weight decay."""
         problem = replace(self.problem, beta=beta)
         single = replace(self.single, beta=beta)
-        n_rounds, converged, bound, worthwhile = 0, False, -np.inf, True
-        late = partial(problem.rows.past, self.options.deadline)
-        while worthwhile and n_rounds < self.n_rounds and not converged and not late():
+        tol, late = self.options.tol, partial(problem.rows.past, self.options.deadline)
+        n_rounds, bound, gap, worthwhile = 0, -np.inf, np.inf, True
+        while worthwhile and n_rounds < self.n_rounds and gap > tol and not late():
             n_rounds += 1
             last = self.neurons.objective
             self._join(problem)
@@ -89,16 +90,17 @@ class _Path:
             self._search(problem, single)
             objective = self.neurons.objective
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
-            converged = objective - bound <= self.options.tol * objective
+            gap = 1 - bound / objective
             # The last network before the first round is that of another weight decay.
-            worthwhile = n_rounds == 1 or last - objective > _WORTHWHILE * self.options.tol * objective
+            gained = n_rounds == 1 or last - objective > _WORTHWHILE * tol * objective
+            worthwhile = gained and gap <= _FAR
         S, V = balanced(self.neurons.S, self.neurons.U)
         # Merging has moved the neurons, and where the loss has kinks their bias is that of rounded ones.
         bias = self.neurons.bias
         objective = problem.objective(S, V, bias)
         bound = min(bound, objective)
         return Solution(
-            S, V, self.neurons.R, objective, bound, "estimated", n_rounds, converged, "", to_numpy(bias)
+            S, V, self.neurons.R, objective, bound, "estimated", n_rounds, gap <= tol, "", to_numpy(bias)
         )
 
     def _join(self, problem: Problem) -> None:
@@ -107,7 +109,8 @@ class _Path:
             self.neurons = Neurons.of_network(problem, S, V, 0.0)
         room = max(self.largest_width - len(self.neurons), _STARTS)
         violating = np.flatnonzero(self.found.values > problem.beta)
-        self.neurons = self.neurons.joined(problem, self.found.take(violating[:room]))
+        if len(violating):
+            self.neurons = self.neurons.joined(problem, self.found.take(violating[:room]))
 
     def _descend(self, problem: Problem, single: Problem, fine: bool) -> None:
         most = self.options.max_neurons
