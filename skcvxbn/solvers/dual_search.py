@@ -32,6 +32,8 @@ _BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
+# Random starts of a larger batch, in those of others.
+_LARGER = 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class DualSearch:
         self._problem, self._single, self._options = problem, single, options
         self.found = Candidates(idle.S, idle.U, np.zeros(0))
         self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
+        self._refuted = False
 
     @property
     def lower_bound(self) -> float:
@@ -91,15 +94,20 @@ class DualSearch:
         return bound
 
     def confirm(self) -> None:
-        """Search the best dual point from fresh starts until a batch of them finds nothing larger."""
-        largest = 0.0
-        batches = _BATCHES if self._options.tol < _LOOSE else _LOOSE_BATCHES
-        for number, stages in enumerate(batches, start=1):
+        """Search the best dual point from fresh starts until a batch of them finds nothing larger.
+
+        Of many bounds one will pass by luck: where one has been refuted before, a larger batch comes last.
+        """
+        known, largest, slack = self.point.largest, 0.0, 1 + 1e-3 * self._options.tol
+        loose = self._options.tol >= _LOOSE
+        for number, stages in enumerate(_LOOSE_BATCHES if loose else _BATCHES, start=1):
             self.found = self._searched(self.point.R, self.point.neurons, stages)
-            raised = self.found.largest > largest * (1 + 1e-3 * self._options.tol)
-            if number > 1 and not raised:
+            if number > 1 and self.found.largest <= largest * slack:
                 break
             largest = self.found.largest
+        if self._refuted and not loose and self.found.largest <= known * slack:
+            self.found = self._searched(self.point.R, self.point.neurons, SHARP, _LARGER)
+        self._refuted |= self.found.largest > known * slack
         self.refute()
 
     def refute(self, *others: Array) -> None:
@@ -119,14 +127,14 @@ class DualSearch:
         outputs = self._problem.rows.total(self._problem.hidden(S).T @ R)
         return to_numpy(lengths(outputs, axis=1)) / np.maximum(to_numpy(lengths(S, axis=0)), tiny(S))
 
-    def _searched(self, R: Array, neurons: Neurons, stages: Stages) -> Candidates:
-        """Climb from random points and from the most violated of the neurons and of what was last found."""
+    def _searched(self, R: Array, neurons: Neurons, stages: Stages, times: int = 1) -> Candidates:
+        """Climb from random points, so many times more than usual, and from what was most violated."""
         options, found = self._options, self.found
         A, rows = (self._single if options.tol >= 1e-5 else self._problem).A, self._problem.rows
         dtype = numpy_dtype(A)
         # A gap of percents needs no violation to the last digit.
         effort = math.sqrt(min(1.0, _PRECISE / options.tol))
-        wanted = _QUICK_STARTS if stages is QUICK else max(8, int(effort * options.search_starts))
+        wanted = _QUICK_STARTS if stages is QUICK else max(8, int(times * effort * options.search_starts))
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
         S, U = concat([neurons.S, found.S], axis=1), concat([neurons.U, found.U], axis=0)
         most_violated = np.argsort(-self._values(S, R), kind="stable")[:n_starts]

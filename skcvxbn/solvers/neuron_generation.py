@@ -61,7 +61,7 @@ _NARROWING = 0.9
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
-_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 5e-3, 1e-5, 1e-2
+_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 5e-3, 1e-4, 1e-2
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, or than a share of the tolerance, the third.
 _FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.6, 5e8

@@ -112,9 +112,12 @@ class Candidates:
 def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of a share of the full effort may have on data of this size, at least 8."""
     n_rows, rank = rows.count(A), A.shape[1]
-    climbed = n_rows * rank / _stride(n_rows, rank)
-    work_per_start = 2.0 * climbed * sum(stage.n_outer * stage.n_inner for stage in stages)
-    return max(8, int(effort * _AFFORDABLE[stages] / work_per_start))
+    n_steps = effort * _AFFORDABLE[stages] / (2.0 * n_rows * rank / _stride(n_rows, rank))
+    first, last = (stage.n_outer * stage.n_inner for stage in stages)
+    n_kept = stages[0].n_kept or math.inf
+    n_starts = n_steps / (first + last)
+    # Only so many go on to the last stage.
+    return max(8, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * last) / first))
 
 
 def random_starts(
