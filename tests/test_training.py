@@ -106,3 +106,9 @@ def test_memory_may_be_a_folder_and_nothing_else(tmp_path):
     assert model.predict(X).shape == y.shape
     with pytest.raises(ValueError, match="The 'memory' parameter of ConvexBNRegressor must be"):
         ConvexBNRegressor(memory=3).fit(X, y)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_short_search_finds_the_largest_weight_decay_too(seed):
+    training = prepared(*make_data(60, 5, seed))
+    assert training.rough_beta_max == pytest.approx(training.beta_max, rel=1e-5)

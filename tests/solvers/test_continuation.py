@@ -52,6 +52,14 @@ def test_networks_are_near_their_optima(loss, n_outputs, options):
         assert best.lower_bound <= attained <= (1.01 if ratio > 0.1 else 1.03) * best.objective
 
 
+@pytest.mark.parametrize("loss", ["squared error", "log loss"])
+def test_the_bias_is_that_of_the_network(loss, options):
+    problem, limit = diabetes(LOSSES[loss], 3)
+    for solution in list(solve_roughly(problem, limit * RATIOS, options(tol=1e-2)))[1:4]:
+        bias = problem.output(solution.S, solution.V).bias
+        np.testing.assert_allclose(solution.bias, bias, rtol=1e-3, atol=1e-3 * np.abs(bias).max())
+
+
 def test_the_scale_of_the_target_does_not_matter(options):
     problem, limit = diabetes(squared_error)
     scaled = Problem(problem.A, squared_error(1e6 * problem.loss.target, np.ones(len(problem.A))), 1.0, True)

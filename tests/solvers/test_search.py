@@ -163,6 +163,11 @@ def test_starts_are_as_many_as_the_budget_allows():
     assert affordable_starts(np.broadcast_to(1.0, (10**6, 100)), THOROUGH) == 8
     assert affordable_starts(np.ones((100, 5)), QUICK) > 1000
     assert affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
+    # Beyond those that go on to the last stage a start costs the first one only.
+    steps = 4e9 / (2 * 5000 * 10)
+    assert affordable_starts(np.ones((5000, 10)), THOROUGH) == int(steps / (40 * 12 + 20 * 30))
+    steps = 4e9 / (2 * 500 * 10)
+    assert affordable_starts(np.ones((500, 10)), THOROUGH) == int((steps - 96 * 20 * 30) / (40 * 12))
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
