@@ -90,7 +90,7 @@ class _Path:
             self._search(problem, single)
             objective = self.neurons.objective
             bound = min(problem.dual_bound(self.neurons.R, self.found.largest), objective)
-            gap = 1 - bound / objective
+            gap = 1 - bound / objective if objective > 0 else 0.0
             # The last network before the first round is that of another weight decay.
             gained = n_rounds == 1 or last - objective > _WORTHWHILE * tol * objective
             worthwhile = gained and gap <= _FAR

@@ -60,6 +60,18 @@ def test_the_bias_is_that_of_the_network(loss, options):
         np.testing.assert_allclose(solution.bias, bias, rtol=1e-3, atol=1e-3 * np.abs(bias).max())
 
 
+@pytest.mark.filterwarnings("error")
+def test_nothing_to_learn(options):
+    problem, _ = diabetes(squared_error)
+    constant = Problem(
+        problem.A, squared_error(np.zeros((len(problem.A), 1)), np.ones(len(problem.A))), 1.0, True
+    )
+    for solution in solve_roughly(constant, [1.0, 0.1], options(tol=1e-2)):
+        assert len(solution.V) == 0
+        assert solution.converged
+        assert solution.objective == 0
+
+
 def test_the_scale_of_the_target_does_not_matter(options):
     problem, limit = diabetes(squared_error)
     scaled = Problem(problem.A, squared_error(1e6 * problem.loss.target, np.ones(len(problem.A))), 1.0, True)
