@@ -17,8 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
+from skcvxbn.solvers.climb import Stage
 from skcvxbn.solvers.descent import descend
-from skcvxbn.solvers.search import Stage, search
+from skcvxbn.solvers.search import search
 
 BASE = {"rows": 8_000, "directions": 128, "neurons": 128}
 SWEEPS = {

@@ -16,9 +16,10 @@ import numpy as np
 
 from skcvxbn.arrays import astype, concat, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
+from skcvxbn.solvers.climb import Stage
 from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import Candidates, Stage, random_starts, search, verified
+from skcvxbn.solvers.search import Candidates, random_starts, search, verified
 
 # Rounds of search and descent at one weight decay: a short one and, where they are cheap, finer ones.
 _ROUNDS, _DEAR_ROUNDS = 3, 1
