@@ -12,8 +12,9 @@ from skcvxbn.arrays import Array, astype, concat, lengths, like, numpy_dtype, ta
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
+    BROAD,
+    NEARBY,
     QUICK,
-    SHARP,
     THOROUGH,
     Candidates,
     Stages,
@@ -28,12 +29,14 @@ _QUICK_STARTS = 64
 _PRECISE = 1e-4
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
 # this tolerance on its margin covers what short climbs miss.
-_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-2
+_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, BROAD, BROAD), (QUICK, QUICK), 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-# Random starts of a larger batch, in those of others.
-_LARGER = 4
+# A broad batch is larger by one for so many bounds that were tried, up to so many times.
+_TRIED, _LARGEST = 4, 4
+# Known points worth more than this share of the weight decay are climbed from again, at most so many.
+_NEAR, _MOST_KNOWN = 0.97, 2048
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,9 @@ class DualSearch:
 
     def __init__(self, problem: Problem, single: Problem, options: Options, idle: Neurons) -> None:
         self._problem, self._single, self._options = problem, single, options
-        self.found = Candidates(idle.S, idle.U, np.zeros(0))
+        self.found = self._maxima = Candidates(idle.S, idle.U, np.zeros(0))
         self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
-        self._refuted = False
+        self._n_tried = 0
 
     @property
     def lower_bound(self) -> float:
@@ -84,9 +87,10 @@ class DualSearch:
     def _bound(self, R: Array, largest: float) -> float:
         return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
 
-    def search(self, neurons: Neurons, *, thorough: bool) -> float:
+    def search(self, neurons: Neurons, *, broad: bool) -> float:
         """Search for violations of a network's dual point, keep it if it is the best; return its bound."""
-        self.found = self._searched(neurons.R, neurons, THOROUGH if thorough else QUICK)
+        self.found = self._searched(neurons.R, neurons, BROAD if broad else QUICK)
+        self._n_tried += 1
         self.refute()
         bound = self._bound(neurons.R, self.found.largest)
         if bound > self.lower_bound:
@@ -96,19 +100,17 @@ class DualSearch:
     def confirm(self) -> None:
         """Search the best dual point from fresh starts until a batch of them finds nothing larger.
 
-        Of many bounds one will pass by luck: where one has been refuted before, a larger batch comes last.
+        Of many bounds one will pass by luck: the more were tried, the larger is the batch.
         """
-        known, largest, slack = self.point.largest, 0.0, 1 + 1e-3 * self._options.tol
-        loose = self._options.tol >= _LOOSE
-        for number, stages in enumerate(_LOOSE_BATCHES if loose else _BATCHES, start=1):
-            self.found = self._searched(self.point.R, self.point.neurons, stages)
+        largest, slack = 0.0, 1 + 1e-3 * self._options.tol
+        batches = _LOOSE_BATCHES if self._options.tol >= _LOOSE else _BATCHES
+        for number, stages in enumerate(batches, start=1):
+            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is BROAD else 1
+            self.found = self._searched(self.point.R, self.point.neurons, stages, times)
+            self.refute()
             if number > 1 and self.found.largest <= largest * slack:
                 break
             largest = self.found.largest
-        if self._refuted and not loose and self.found.largest <= known * slack:
-            self.found = self._searched(self.point.R, self.point.neurons, SHARP, _LARGER)
-        self._refuted |= self.found.largest > known * slack
-        self.refute()
 
     def refute(self, *others: Array) -> None:
         """Test the dual point with all that was found since: the largest of several bounds may be mistaken.
@@ -129,20 +131,36 @@ class DualSearch:
 
     def _searched(self, R: Array, neurons: Neurons, stages: Stages, times: int = 1) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
-        options, found = self._options, self.found
-        A, rows = (self._single if options.tol >= 1e-5 else self._problem).A, self._problem.rows
-        dtype = numpy_dtype(A)
+        options, rows = self._options, self._problem.rows
+        A = (self._single if options.tol >= 1e-5 else self._problem).A
         # A gap of percents needs no violation to the last digit.
         effort = math.sqrt(min(1.0, _PRECISE / options.tol))
         wanted = _QUICK_STARTS if stages is QUICK else max(8, int(times * effort * options.search_starts))
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
-        S, U = concat([neurons.S, found.S], axis=1), concat([neurons.U, found.U], axis=0)
-        most_violated = np.argsort(-self._values(S, R), kind="stable")[:n_starts]
-        S, U = take(S, most_violated, axis=1), take(U, most_violated, axis=0)
         random = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
-        random_S, random_U = (like(M.astype(dtype), A) for M in random)
+        random_S, random_U = (like(M.astype(numpy_dtype(A)), A) for M in random)
+        rounded = astype(R, numpy_dtype(A))
+        if stages is BROAD:
+            beta = self._problem.beta
+            S, U = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
+            new = search(A, rounded, random_S, random_U, stages=stages, rows=rows, enough=beta)
+            found = self._maxima = search(A, rounded, S, U, stages=NEARBY, rows=rows).joined(new)
+        else:
+            S, U = self._most_violated(R, neurons, self.found, 0.0, n_starts)
+            S, U = concat([S, random_S], axis=1), concat([U, random_U], axis=0)
+            found = search(A, rounded, S, U, stages=stages, rows=rows)
+        return verified(self._problem.A, R, found, rows)
+
+    def _most_violated(
+        self, R: Array, neurons: Neurons, others: Candidates, least: float, most: int
+    ) -> tuple[Array, Array]:
+        """Directions of neurons and others whose constraints are violated most, in the search's precision."""
+        S, U = concat([neurons.S, others.S], axis=1), concat([neurons.U, others.U], axis=0)
+        values = self._values(S, R)
+        order = np.argsort(-values, kind="stable")[:most]
+        order = order[values[order] >= least]
+        S, U = take(S, order, axis=1), take(U, order, axis=0)
         # A short neuron may be too short for single precision.
         S = S / lengths(S, axis=0)
-        S, U = concat([astype(S, dtype), random_S], axis=1), concat([astype(U, dtype), random_U], axis=0)
-        candidates = search(A, astype(R, dtype), S, U, stages=stages, rows=rows)
-        return verified(self._problem.A, R, candidates, rows)
+        dtype = np.float32 if self._options.tol >= 1e-5 else numpy_dtype(S)
+        return astype(S, dtype), astype(U, dtype)

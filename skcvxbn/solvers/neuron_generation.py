@@ -202,7 +202,7 @@ class _Generation:
         violating = np.flatnonzero(self.duals.found.values > problem.beta * (1 + 1e-3 * options.tol))
         # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
         n_neurons = len(self.neurons)
-        n_new = max(_NEWCOMERS, n_neurons // 2) if self._affordable() else max(16, n_neurons // 10)
+        n_new = max(_NEWCOMERS, 2 * n_neurons) if self._affordable() else max(16, n_neurons // 10)
         self.neurons = self.neurons.joined(problem, self.duals.found.take(violating[:n_new]))
 
     def _is_cheap(self) -> bool:
@@ -293,8 +293,8 @@ class _Generation:
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
-        thorough = self.way is _Way.PROGRAM and self.standing_still > 0
-        gap = 1 - self.duals.search(self.neurons, thorough=thorough) / self.neurons.objective
+        broad = self.way is _Way.PROGRAM
+        gap = 1 - self.duals.search(self.neurons, broad=broad) / self.neurons.objective
         # Rounding of s costs s / 2 ||R||^2 at most.
         cost = 0.5 * self.problem.length(self.neurons.R) ** 2 / self.neurons.objective
         self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0)) / max(cost, 1.0)
@@ -313,13 +313,14 @@ class _Generation:
                 self.message = _CONVERGED
                 return
             if self.way is _Way.TURNS:
-                self.way = _Way.PROGRAM
+                self._begin_program()
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress)
         elif progress < _STANDSTILL * options.tol and not narrower:
             self.standing_still += 1
             if self.way is _Way.TURNS and self.standing_still > 1:
-                self.way, self.standing_still, self.neurons = _Way.PROGRAM, 0, self.best
+                self.standing_still, self.neurons = 0, self.best
+                self._begin_program()
         else:
             self.standing_still = 0
         if self.problem.rows.past(options.deadline):
@@ -335,13 +336,21 @@ class _Generation:
                 self.way = _Way.TURNS
             elif self.n_iter > 1 and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
                 # Turns would cost the diversity of hundreds of neurons; several outputs need them.
-                self.way = _Way.TURNS if self.several else _Way.PROGRAM
+                if self.several:
+                    self.way = _Way.TURNS
+                else:
+                    self._begin_program()
         elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
             self.standing_still = self.patience
         loose = self.several or self.options.tol >= _FAR
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
         if far and self.n_iter > 1 and progress < max(_FAR_GIVE_UP, _FAR_SHARE * self.options.tol):
             self.standing_still = self.patience
+
+    def _begin_program(self) -> None:
+        """Give the rounds to the program alone: it leaves no arrangement that it is not shown."""
+        self.way = _Way.PROGRAM
+        self._search()
 
     def solution(self) -> Solution:
         """Return the best network and the best bound."""

@@ -12,17 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, Rows, astype, inner_products, namespace, numpy_dtype, take, to_numpy
+from skcvxbn.arrays import Array, Rows, astype, concat, inner_products, namespace, numpy_dtype, take, to_numpy
 from skcvxbn.solvers.climb import Landscape, Stage, unit
 
 Stages = tuple[Stage, ...]
 
 QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
 THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
-# Rounded landscapes lead most starts to the widest maxima; this finds the others.
-SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
+# Rounded landscapes lead most starts to the widest maxima; this finds the others, as many as there are.
+# Starts are given up early: one that will end high is rarely among the low ones after ten steps.
+BROAD = (Stage(10, 12, None, 0.0, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
+# What is known to be near a maximum takes the last stage only.
+NEARBY = BROAD[-1:]
 # Multiplications a search may cost.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, SHARP: 4e9}
+_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, BROAD: 8e9}
+# Shares of the starts of such a search that are left after each stage, roughly.
+_LEFT = 0.5
 # On many rows a sample of about this many is climbed on; all of them have the last word.
 _SAMPLE_ROWS = 2**13
 _LAST_WORD = (Stage(4, 10, None, 0.0),)
@@ -52,6 +57,12 @@ class Candidates:
         """The largest value found, a lower bound of the maximum over all ``s``."""
         return float(self.values[0]) if len(self.values) else 0.0
 
+    def joined(self, others: Candidates) -> Candidates:
+        """Candidates of both, those that are alike only once."""
+        S, U = concat([self.S, others.S], axis=1), concat([self.U, others.U], axis=0)
+        both = _ordered(S, U, np.concatenate([self.values, others.values]))
+        return both.take(_distinct(both.S, both.U))
+
     def take(self, which: NDArray) -> Candidates:
         """Keep some of the candidates."""
         return Candidates(take(self.S, which, axis=1), take(self.U, which, axis=0), self.values[which])
@@ -61,11 +72,13 @@ def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows 
     """How many starts a search of a share of the full effort may have on data of this size, at least 8."""
     n_rows, rank = rows.count(A), A.shape[1]
     n_steps = effort * _AFFORDABLE[stages] / (2.0 * n_rows * rank / _stride(n_rows, rank))
-    first, last = (stage.n_outer * stage.n_inner for stage in stages)
-    n_kept = stages[0].n_kept or math.inf
-    n_starts = n_steps / (first + last)
-    # Only so many go on to the last stage.
-    return max(8, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * last) / first))
+    # Of some only so many go on to the last stage, of others a share to each.
+    n_kept = stages[0].n_kept
+    steps = [stage.n_outer * stage.n_inner for stage in stages]
+    if n_kept is None:
+        return max(8, int(n_steps / sum(_LEFT**k * n for k, n in enumerate(steps))))
+    n_starts = n_steps / sum(steps)
+    return max(8, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * steps[1]) / steps[0]))
 
 
 def random_starts(
