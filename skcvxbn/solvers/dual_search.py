@@ -21,6 +21,7 @@ from skcvxbn.solvers.search import (
     affordable_starts,
     random_starts,
     search,
+    starts_for,
     verified,
 )
 
@@ -87,14 +88,19 @@ class DualSearch:
     def _bound(self, R: Array, largest: float) -> float:
         return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
 
-    def search(self, neurons: Neurons, *, broad: bool) -> float:
-        """Search for violations of a network's dual point, keep it if it is the best; return its bound."""
-        self.found = self._searched(neurons.R, neurons, BROAD if broad else QUICK)
+    def search(self, neurons: Neurons, *, worth: float = 0.0) -> float:
+        """Search for violations of a network's dual point, keep it if it is the best; return its bound.
+
+        A broad search, if so many multiplications are worth anything, takes as many at least.
+        """
+        self.found = self._searched(neurons.R, neurons, BROAD if worth else QUICK, worth=worth)
         self._n_tried += 1
         self.refute()
-        bound = self._bound(neurons.R, self.found.largest)
+        # Broad searches are blind to all that is not violated.
+        largest = max(self.found.largest, self._problem.beta if worth else 0.0)
+        bound = self._bound(neurons.R, largest)
         if bound > self.lower_bound:
-            self.point = DualPoint(neurons.R, neurons, self.found.largest)
+            self.point = DualPoint(neurons.R, neurons, largest)
         return bound
 
     def confirm(self) -> None:
@@ -106,7 +112,7 @@ class DualSearch:
         batches = _LOOSE_BATCHES if self._options.tol >= _LOOSE else _BATCHES
         for number, stages in enumerate(batches, start=1):
             times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is BROAD else 1
-            self.found = self._searched(self.point.R, self.point.neurons, stages, times)
+            self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
             self.refute()
             if number > 1 and self.found.largest <= largest * slack:
                 break
@@ -129,7 +135,9 @@ class DualSearch:
         outputs = self._problem.rows.total(self._problem.hidden(S).T @ R)
         return to_numpy(lengths(outputs, axis=1)) / np.maximum(to_numpy(lengths(S, axis=0)), tiny(S))
 
-    def _searched(self, R: Array, neurons: Neurons, stages: Stages, times: int = 1) -> Candidates:
+    def _searched(
+        self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1, worth: float = 0.0
+    ) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
         options, rows = self._options, self._problem.rows
         A = (self._single if options.tol >= 1e-5 else self._problem).A
@@ -137,6 +145,8 @@ class DualSearch:
         effort = math.sqrt(min(1.0, _PRECISE / options.tol))
         wanted = _QUICK_STARTS if stages is QUICK else max(8, int(times * effort * options.search_starts))
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
+        if worth:
+            n_starts = max(n_starts, starts_for(worth, A, stages, rows))
         random = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
         random_S, random_U = (like(M.astype(numpy_dtype(A)), A) for M in random)
         rounded = astype(R, numpy_dtype(A))

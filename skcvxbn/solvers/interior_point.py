@@ -31,7 +31,7 @@ _TO_BOUNDARY = 0.995
 # Distance of the first point from its bounds, as a share of the largest neuron.
 _INSIDE = 0.01
 # Centrality correctors: how many, how much longer a step each aims at, and how much longer it must be.
-_CORRECTORS, _AIM, _LEAST_GAIN = 2, 0.3, 0.01
+_CORRECTORS, _AIM, _LEAST_GAIN = 3, 0.3, 0.01
 # Products of slack and multiplier outside this band around their target are drawn to its edges.
 _BAND = 10.0
 # How much larger the products of the norms are kept: their cones bend, and cut steps short sooner.

@@ -50,6 +50,8 @@ _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
 # From this tolerance on half as many will do.
 _LOOSE = 3e-2
 _NEWCOMERS = 96
+# Multiplications of a search next to the convex program, in those of one of its steps.
+_SEARCH_SHARE = 10.0
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 # Cost of rounding the loss' kinks, as a share of the gap of the last round: it makes the dual point unique,
@@ -293,8 +295,9 @@ class _Generation:
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
-        broad = self.way is _Way.PROGRAM
-        gap = 1 - self.duals.search(self.neurons, broad=broad) / self.neurons.objective
+        # The program is worth a search that takes about half of its time.
+        worth = _SEARCH_SHARE * self._work() if self.way is _Way.PROGRAM else 0.0
+        gap = 1 - self.duals.search(self.neurons, worth=worth) / self.neurons.objective
         # Rounding of s costs s / 2 ||R||^2 at most.
         cost = 0.5 * self.problem.length(self.neurons.R) ** 2 / self.neurons.objective
         self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0)) / max(cost, 1.0)

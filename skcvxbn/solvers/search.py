@@ -70,8 +70,13 @@ class Candidates:
 
 def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of a share of the full effort may have on data of this size, at least 8."""
+    return starts_for(effort * _AFFORDABLE[stages], A, stages, rows)
+
+
+def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) -> int:
+    """How many starts a search of about so many multiplications has, at least 8."""
     n_rows, rank = rows.count(A), A.shape[1]
-    n_steps = effort * _AFFORDABLE[stages] / (2.0 * n_rows * rank / _stride(n_rows, rank))
+    n_steps = work / (2.0 * n_rows * rank / _stride(n_rows, rank))
     # Of some only so many go on to the last stage, of others a share to each.
     n_kept = stages[0].n_kept
     steps = [stage.n_outer * stage.n_inner for stage in stages]
@@ -131,6 +136,8 @@ def search(
     landscape = Landscape(A, R, rows)
     found = Candidates(S, U, np.zeros(S.shape[1]))
     for stage in stages:
+        if len(found.values) == 0:
+            break
         S, U, values = landscape.climb(found.S, found.U, stage)
         found = _ordered(S, U, to_numpy(values))
         if stage.share:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import QUICK, SHARP, THOROUGH, Candidates
+from skcvxbn.solvers.search import BROAD, QUICK, THOROUGH, Candidates, starts_for
 from skcvxbn.whitening import whiten
 
 
@@ -24,7 +26,7 @@ def duals(options):
         search.point = DualPoint(search.point.R, idle, 1.0)
         asked = []
 
-        def searched(R, neurons, stages, times=1):
+        def searched(R, neurons, stages, *, times=1):
             asked.append((stages, times))
             # A direction of length zero violates nothing: what is known stays as it was.
             return Candidates(np.zeros((3, 1)), np.ones((1, 1)), np.array([found.pop(0)]))
@@ -38,21 +40,21 @@ def duals(options):
 def test_a_bound_is_confirmed_by_two_batches(duals):
     search, asked = duals(1e-4, [1.0, 1.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, 1)]
+    assert asked == [(THOROUGH, 1), (BROAD, 1)]
 
 
 def test_a_batch_that_finds_more_is_followed_by_another(duals):
     search, asked = duals(1e-4, [1.0, 2.0, 3.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, 1), (SHARP, 1)]
+    assert asked == [(THOROUGH, 1), (BROAD, 1), (BROAD, 1)]
 
 
-def test_after_a_bound_was_refuted_the_next_faces_a_larger_batch(duals):
-    search, asked = duals(1e-4, [2.0, 2.0, 0.5, 0.5, 0.5])
+@pytest.mark.parametrize(("n_tried", "times"), [(0, 1), (3, 1), (4, 2), (9, 3), (12, 4), (100, 4)])
+def test_the_more_bounds_were_tried_the_larger_is_the_batch(duals, n_tried, times):
+    search, asked = duals(1e-4, [1.0, 1.0])
+    search._n_tried = n_tried
     search.confirm()
-    del asked[:]
-    search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, 1), (SHARP, 4)]
+    assert asked == [(THOROUGH, 1), (BROAD, times)]
 
 
 def test_a_loose_tolerance_has_a_margin_instead(duals):
@@ -60,3 +62,54 @@ def test_a_loose_tolerance_has_a_margin_instead(duals):
     search.confirm()
     search.confirm()
     assert asked == [(QUICK, 1)] * 4
+
+
+@pytest.fixture
+def rugged(options):
+    """A problem with many violated constraints, and a function that makes a search from few starts."""
+    rng = np.random.default_rng(1)
+    A = whiten(rng.standard_normal((200, 8))).A
+    loss = LinearQuadratic(rng.standard_normal((200, 1)), 1.0)
+    problem = Problem(A, loss, 0.12 * np.linalg.norm(loss.target), False)
+    idle = Neurons.of_network(problem, np.zeros((9, 0)), np.zeros((0, 1)), 0.0)
+
+    def make(seed):
+        return DualSearch(problem, problem, options(tol=1e-4, seed=seed, search_starts=8), idle), idle
+
+    return problem, make
+
+
+def test_a_broad_search_has_as_many_starts_as_it_is_worth(rugged):
+    problem, make = rugged
+    search, neurons = make(0)
+    search.search(neurons, worth=1.0)
+    few = len(search.found.values)
+    search, neurons = make(0)
+    search.search(neurons, worth=1e9)
+    assert starts_for(1e9, problem.A, BROAD) > 500
+    assert len(search.found.values) > 3 * few > 0
+
+
+def test_a_broad_search_that_finds_nothing_proves_no_more_than_that_nothing_is_violated(rugged):
+    problem, make = rugged
+    search, neurons = make(0)
+    search._problem = replace(problem, beta=10 * problem.beta)
+    search.search(neurons, worth=1.0)
+    assert len(search.found.values) == 0
+    assert search.point.largest == 10 * problem.beta
+
+
+def test_maxima_of_earlier_rounds_are_known_later(rugged):
+    problem, make = rugged
+    search, neurons = make(0)
+    search.search(neurons, worth=1e9)
+    first = search.found.values
+    search.search(neurons, worth=1.0)
+    above = first > problem.beta
+    assert above.sum() > 10
+    # They are the same maxima, but for some that were close to each other.
+    assert (search.found.values > problem.beta * (1 - 1e-6)).sum() >= 0.9 * above.sum()
+    assert search.found.largest >= first[0] * (1 - 1e-6)
+    fresh, neurons = make(1)
+    fresh.search(neurons, worth=1.0)
+    assert (fresh.found.values > problem.beta).sum() < 0.5 * above.sum()

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from skcvxbn.solvers import climb as climb_module
 from skcvxbn.solvers import search as search_module
-from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search, verified
+from skcvxbn.solvers.climb import Stage
+from skcvxbn.solvers.search import (
+    BROAD,
+    QUICK,
+    THOROUGH,
+    affordable_starts,
+    random_starts,
+    search,
+    verified,
+)
 from skcvxbn.whitening import whiten
 
 
@@ -135,6 +145,48 @@ def test_float32_stays_float32_and_agrees():
     assert narrow.largest == pytest.approx(run(A, R).largest, rel=1e-4)
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_points_worth_little_go_no_further(n_outputs):
+    A, R = instance(5, n_outputs, 0, n=30)
+    every, some = (run(A, R, stages=(Stage(5, 10, None, 0.0, share),)) for share in (0.0, 0.8))
+    kept = every.values >= 0.8 * every.largest
+    assert 0 < kept.sum() < len(kept)
+    assert_array_equal(some.values, every.values[kept])
+    starts = random_starts(5, n_outputs, 100, np.random.RandomState(0))
+    none = search(A, R, *starts, stages=BROAD, enough=2 * every.largest)
+    assert len(none.values) == 0
+    assert none.largest == 0
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("stages", [QUICK, BROAD])
+def test_it_does_not_matter_which_starts_climb_together(n_outputs, stages, monkeypatch):
+    A, R = instance(4, n_outputs, 0, n=25)
+    together = run(A, R, stages=stages)
+    monkeypatch.setattr(climb_module, "_TABLE", 1)
+    monkeypatch.setattr(climb_module, "_FEWEST_COLUMNS", 7)
+    assert_allclose(run(A, R, stages=stages).values, together.values, rtol=1e-9)
+
+
+def test_with_one_output_only_the_sign_of_its_direction_counts():
+    A, R = instance(4, 1, 2, n=25)
+    S, U = random_starts(4, 1, 30, np.random.RandomState(0))
+    assert_array_equal(search(A, R, S, 5 * U).values, search(A, R, S, U).values)
+    of_one_sign = [search(A, R, S[:, U[:, 0] == sign], U[U[:, 0] == sign]).largest for sign in (1, -1)]
+    assert search(A, R, S, U).largest == max(of_one_sign)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_dual_point_of_one_sign(sign):
+    # Without rows that lower it the largest value is that of a single linear piece, or of none.
+    A, R = instance(4, 1, 2, n=25)
+    R = sign * np.abs(R)
+    found = run(A, R)
+    assert found.largest == pytest.approx(value(A, R, found.S[:, :1])[0])
+    directions = np.random.default_rng(0).standard_normal((4, 100_000))
+    assert found.largest >= value(A, R, directions / np.linalg.norm(directions, axis=0)).max()
+
+
 def test_many_rows_are_climbed_on_a_sample_and_judged_on_all(monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.standard_normal((4000, 4))
@@ -168,6 +220,8 @@ def test_starts_are_as_many_as_the_budget_allows():
     assert affordable_starts(np.ones((5000, 10)), THOROUGH) == int(steps / (40 * 12 + 20 * 30))
     steps = 4e9 / (2 * 500 * 10)
     assert affordable_starts(np.ones((500, 10)), THOROUGH) == int((steps - 96 * 20 * 30) / (40 * 12))
+    # Of others about half are left after each stage.
+    assert affordable_starts(np.ones((500, 10)), BROAD) == int(8e9 / (2 * 500 * 10) / (120 + 60 + 75))
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
