@@ -52,7 +52,7 @@ def _library(
         tol=tol,
         max_iter=100,
         max_neurons=None,
-        search_starts=128,
+        search_starts=512,
         rng=np.random.RandomState(seed),
         verbose=1,
     )

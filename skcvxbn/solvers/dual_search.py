@@ -15,6 +15,7 @@ from skcvxbn.solvers.search import (
     BROAD,
     NEARBY,
     QUICK,
+    SHARP,
     THOROUGH,
     Candidates,
     Stages,
@@ -30,11 +31,11 @@ _QUICK_STARTS = 64
 _PRECISE = 1e-4
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
 # this tolerance on its margin covers what short climbs miss.
-_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, BROAD, BROAD), (QUICK, QUICK), 3e-2
+_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-# A broad batch is larger by one for so many bounds that were tried, up to so many times.
+# A sharp batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 4, 4
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048
@@ -111,12 +112,13 @@ class DualSearch:
         largest, slack = 0.0, 1 + 1e-3 * self._options.tol
         batches = _LOOSE_BATCHES if self._options.tol >= _LOOSE else _BATCHES
         for number, stages in enumerate(batches, start=1):
-            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is BROAD else 1
+            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is SHARP else 1
             self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
             self.refute()
             if number > 1 and self.found.largest <= largest * slack:
                 break
             largest = self.found.largest
+        self._maxima = self._maxima.joined(self.found)
 
     def refute(self, *others: Array) -> None:
         """Test the dual point with all that was found since: the largest of several bounds may be mistaken.
@@ -154,12 +156,15 @@ class DualSearch:
             beta = self._problem.beta
             S, U = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
             new = search(A, rounded, random_S, random_U, stages=stages, rows=rows, enough=beta)
-            found = self._maxima = search(A, rounded, S, U, stages=NEARBY, rows=rows).joined(new)
+            found = search(A, rounded, S, U, stages=NEARBY, rows=rows).joined(new)
         else:
             S, U = self._most_violated(R, neurons, self.found, 0.0, n_starts)
             S, U = concat([S, random_S], axis=1), concat([U, random_U], axis=0)
             found = search(A, rounded, S, U, stages=stages, rows=rows)
-        return verified(self._problem.A, R, found, rows)
+        found = verified(self._problem.A, R, found, rows)
+        if stages is BROAD:
+            self._maxima = found
+        return found
 
     def _most_violated(
         self, R: Array, neurons: Neurons, others: Candidates, least: float, most: int

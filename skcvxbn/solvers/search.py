@@ -19,14 +19,16 @@ Stages = tuple[Stage, ...]
 
 QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
 THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
-# Rounded landscapes lead most starts to the widest maxima; this finds the others, as many as there are.
-# Starts are given up early: one that will end high is rarely among the low ones after ten steps.
+# Rounded landscapes lead most starts to the widest maxima; this finds the others.
+SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
+# As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
+# after ten steps.
 BROAD = (Stage(10, 12, None, 0.0, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
 # What is known to be near a maximum takes the last stage only.
 NEARBY = BROAD[-1:]
 # Multiplications a search may cost.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, BROAD: 8e9}
-# Shares of the starts of such a search that are left after each stage, roughly.
+_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, SHARP: 4e9, BROAD: 8e9}
+# Share of the starts of a broad search that is left after each stage, roughly.
 _LEFT = 0.5
 # On many rows a sample of about this many is climbed on; all of them have the last word.
 _SAMPLE_ROWS = 2**13
