@@ -50,6 +50,8 @@ _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
 # From this tolerance on half as many will do.
 _LOOSE = 3e-2
 _NEWCOMERS = 96
+# In the program a newcomer closer than this to another one is worth less than it costs.
+_APART = 0.98
 # Multiplications of a search next to the convex program, in those of one of its steps.
 _SEARCH_SHARE = 10.0
 # Share of the largest neuron below which one does not reach the convex program.
@@ -205,7 +207,11 @@ class _Generation:
         # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
         n_neurons = len(self.neurons)
         n_new = max(_NEWCOMERS, 2 * n_neurons) if self._affordable() else max(16, n_neurons // 10)
-        self.neurons = self.neurons.joined(problem, self.duals.found.take(violating[:n_new]))
+        newcomers = self.duals.found.take(violating)
+        if self.way is _Way.PROGRAM:
+            newcomers = newcomers.apart(_APART)
+        newcomers = newcomers.take(np.arange(min(n_new, len(newcomers.values))))
+        self.neurons = self.neurons.joined(problem, newcomers)
 
     def _is_cheap(self) -> bool:
         few = 0 < int(self._significant().sum()) <= _FEW

@@ -65,6 +65,10 @@ class Candidates:
         both = _ordered(S, U, np.concatenate([self.values, others.values]))
         return both.take(_distinct(both.S, both.U))
 
+    def apart(self, cosine: float) -> Candidates:
+        """Leave out candidates closer than this to a better one, in hidden and in output direction."""
+        return self.take(_apart(self.S, self.U, cosine))
+
     def take(self, which: NDArray) -> Candidates:
         """Keep some of the candidates."""
         return Candidates(take(self.S, which, axis=1), take(self.U, which, axis=0), self.values[which])
@@ -178,7 +182,10 @@ def _distinct(S: Array, U: Array) -> NDArray:
     """Indices of columns that differ from every earlier one, in hidden or in output direction."""
     # In two or three dimensions maxima on neighbouring kinks can lie this close together; in more, the
     # room goes to points that are apart.
-    cosine = 1 - 1e-6 if S.shape[0] <= 3 else 0.9998
+    return _apart(S, U, 1 - 1e-6 if S.shape[0] <= 3 else 0.9998)
+
+
+def _apart(S: Array, U: Array, cosine: float) -> NDArray:
     similar = to_numpy(namespace(S).minimum(S.T @ S, U @ U.T) > cosine)
     keep: list[int] = []
     dropped = np.zeros(len(similar), dtype=bool)

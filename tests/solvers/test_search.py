@@ -168,6 +168,23 @@ def test_it_does_not_matter_which_starts_climb_together(n_outputs, stages, monke
     assert_allclose(run(A, R, stages=stages).values, together.values, rtol=1e-9)
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_candidates_can_be_thinned_out_and_joined(n_outputs):
+    A, R = instance(5, n_outputs, 0, n=30)
+    found = run(A, R)
+    apart = found.apart(0.5)
+    assert 1 < len(apart.values) < len(found.values)
+    assert apart.largest == found.largest
+    close = np.minimum(apart.S.T @ apart.S, apart.U @ apart.U.T) > 0.5
+    assert_array_equal(close, np.eye(len(close), dtype=bool))
+    # Every other one is close to a better one that was kept.
+    closest = np.minimum(found.S.T @ apart.S, found.U @ apart.U.T) > 0.5
+    better = apart.values >= found.values[:, None]
+    assert (closest & better).any(axis=1).all()
+    both = apart.joined(found)
+    assert_allclose(both.values, found.values)
+
+
 def test_with_one_output_only_the_sign_of_its_direction_counts():
     A, R = instance(4, 1, 2, n=25)
     S, U = random_starts(4, 1, 30, np.random.RandomState(0))
