@@ -23,7 +23,7 @@ THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
 SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # after ten steps.
-BROAD = (Stage(10, 12, None, 0.0, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
+BROAD = (Stage(10, 12, None, 0.3, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
 # What is known to be near a maximum takes the last stage only.
 NEARBY = BROAD[-1:]
 # Multiplications a search may cost.
