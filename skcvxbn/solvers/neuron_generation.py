@@ -371,10 +371,14 @@ class _Generation:
         S, V = balanced(best.S, best.U)
         objective = problem.objective(S, V, best.bias)
         # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.
+        most = objective * (1 + _MERGING * self.options.tol)
+        if self._closes(objective, lower_bound):
+            # A gap that is just small enough has no room for it.
+            most = min(most, lower_bound + self.options.tol * objective)
         for cosine in _COSINES:
             merged = best.merged(problem, cosine)
             merged_objective = problem.objective(merged.S, merged.U, best.bias)
-            if merged_objective <= objective * (1 + _MERGING * self.options.tol):
+            if merged_objective <= most:
                 S, V = balanced(merged.S, merged.U)
                 objective = problem.objective(S, V, best.bias)
                 break
@@ -384,8 +388,11 @@ class _Generation:
             S, V, objective = S[:, :0], V[:0, :], idle
         # The bound can only exceed the objective by what the solver left undone.
         lower_bound = min(lower_bound, objective)
-        converged = objective - lower_bound <= self.options.tol * objective
+        converged = self._closes(objective, lower_bound)
         message = "" if self.message == _CONVERGED else self.message
         return Solution(
             S, V, self.duals.point.R, objective, lower_bound, "estimated", self.n_iter, converged, message
         )
+
+    def _closes(self, objective: float, lower_bound: float) -> bool:
+        return objective - lower_bound <= self.options.tol * objective

@@ -141,6 +141,17 @@ def test_no_arrangement_and_output_direction_has_many_neurons(options):
     assert len(solution.V) <= 2 * len(kinds)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_merging_neurons_does_not_open_a_gap_that_was_closed(seed, options, monkeypatch):
+    problem = instance(n=8, d=2, n_outputs=4, seed=seed)
+    # Unlike neurons may be merged, at any price but the gap.
+    monkeypatch.setattr(neuron_generation, "_COSINES", (-1.0, 1 - 1e-6))
+    monkeypatch.setattr(neuron_generation, "_MERGING", 1e6)
+    solution = generate_neurons(problem, options(1e-4))
+    assert solution.converged
+    assert solution.objective - solution.lower_bound <= 1e-4 * solution.objective
+
+
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_two_rows_need_few_neurons(n_outputs, options):
     # Two rows have three arrangements with a neuron switched on.
