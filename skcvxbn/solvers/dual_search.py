@@ -37,6 +37,8 @@ _BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-
 _MARGIN = 0.5
 # A sharp batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 4, 4
+# Random starts of a broad search, at most: it compares all with all.
+_MOST_STARTS = 4096
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048
 
@@ -92,7 +94,7 @@ class DualSearch:
     def search(self, neurons: Neurons, *, worth: float = 0.0) -> float:
         """Search for violations of a network's dual point, keep it if it is the best; return its bound.
 
-        A broad search, if so many multiplications are worth anything, takes as many at least.
+        If it is worth any multiplications, the search is broad and takes about so many, or more.
         """
         self.found = self._searched(neurons.R, neurons, BROAD if worth else QUICK, worth=worth)
         self._n_tried += 1
@@ -148,19 +150,19 @@ class DualSearch:
         wanted = _QUICK_STARTS if stages is QUICK else max(8, int(times * effort * options.search_starts))
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
         if worth:
-            n_starts = max(n_starts, starts_for(worth, A, stages, rows))
+            n_starts = max(n_starts, min(starts_for(worth, A, stages, rows), _MOST_STARTS))
         random = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
         random_S, random_U = (like(M.astype(numpy_dtype(A)), A) for M in random)
-        rounded = astype(R, numpy_dtype(A))
+        narrow_R = astype(R, numpy_dtype(A))
         if stages is BROAD:
             beta = self._problem.beta
             S, U = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
-            new = search(A, rounded, random_S, random_U, stages=stages, rows=rows, enough=beta)
-            found = search(A, rounded, S, U, stages=NEARBY, rows=rows).joined(new)
+            new = search(A, narrow_R, random_S, random_U, stages=stages, rows=rows, enough=beta)
+            found = search(A, narrow_R, S, U, stages=NEARBY, rows=rows).joined(new)
         else:
             S, U = self._most_violated(R, neurons, self.found, 0.0, n_starts)
             S, U = concat([S, random_S], axis=1), concat([U, random_U], axis=0)
-            found = search(A, rounded, S, U, stages=stages, rows=rows)
+            found = search(A, narrow_R, S, U, stages=stages, rows=rows)
         found = verified(self._problem.A, R, found, rows)
         if stages is BROAD:
             self._maxima = found

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from skcvxbn.losses import LinearQuadratic
+from skcvxbn.solvers import dual_search
+from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
 from skcvxbn.solvers.neurons import Neurons
@@ -88,6 +90,21 @@ def test_a_broad_search_has_as_many_starts_as_it_is_worth(rugged):
     search.search(neurons, worth=1e9)
     assert starts_for(1e9, problem.A, BROAD) > 500
     assert len(search.found.values) > 3 * few > 0
+
+
+def test_a_broad_search_has_no_more_starts_than_fit_in_memory(rugged, monkeypatch):
+    make = rugged[1]
+    monkeypatch.setattr(dual_search, "_MOST_STARTS", 10)
+    asked = []
+
+    def random_starts(rank, n_outputs, n_starts, rng):
+        asked.append(n_starts)
+        return search_module.random_starts(rank, n_outputs, n_starts, rng)
+
+    monkeypatch.setattr(dual_search, "random_starts", random_starts)
+    search, neurons = make(0)
+    search.search(neurons, worth=1e15)
+    assert asked == [10]
 
 
 def test_a_broad_search_that_finds_nothing_proves_no_more_than_that_nothing_is_violated(rugged):
