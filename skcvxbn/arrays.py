@@ -201,9 +201,9 @@ def inner_products(M: Array) -> Array:
         return M.T @ M
     product, step = zeros((n_columns, n_columns), M), max(_FEWEST_COLUMNS, in_eights(n_columns // 8))
     for start in range(0, n_columns, step):
-        here = slice(start, start + step)
-        product[here, start:] = M[:, here].T @ M[:, start:]
-        product[start:, here] = product[here, start:].T
+        stop = start + step
+        product[start:stop, start:] = M[:, start:stop].T @ M[:, start:]
+        product[stop:, start:stop] = product[start:stop, stop:].T
     return product
 
 

@@ -131,7 +131,7 @@ def test_rows_and_few_columns_in_one_product(n_columns, library):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-@pytest.mark.parametrize("n_columns", [0, 5, 128, 131, 700])
+@pytest.mark.parametrize("n_columns", [0, 5, 128, 129, 131, 257, 700])
 def test_inner_products_of_columns(n_columns, library):
     asarray = np.asarray if library == "numpy" else pytest.importorskip("torch").asarray
     M = np.random.default_rng(n_columns).standard_normal((30, n_columns))
