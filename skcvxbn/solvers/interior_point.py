@@ -17,6 +17,7 @@ the factors at hand costs far less than one more factorisation.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,7 @@ def solve_over_arrangements(
     *,
     tol: float,
     max_iter: int = 60,
+    deadline: float = math.inf,
 ) -> tuple[NDArray, NDArray]:
     """Optimal hidden directions for fixed arrangements and fixed output directions.
 
@@ -121,6 +123,8 @@ def solve_over_arrangements(
         Relative duality gap to reach.
     max_iter : int
         Largest number of Newton steps.
+    deadline : float
+        Value of ``time.monotonic()`` after which no step is begun.
 
     Returns
     -------
@@ -143,7 +147,7 @@ def solve_over_arrangements(
             reference, patience = state.error, _PATIENCE
         if state.error < least:
             best, least = point, state.error
-        if least <= tol or patience == 0:
+        if least <= tol or patience == 0 or time.monotonic() >= deadline:
             break
         accuracy = float(np.clip(_SOLVE_ACCURACY * state.gap, _MOST_ACCURATE, _LEAST_ACCURATE))
         # Products far below what is asked for are of no use, and near the limits of floating point.

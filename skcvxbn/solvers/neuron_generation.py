@@ -13,6 +13,7 @@ leave these. So descent goes first, then both take turns, and the program alone 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from hashlib import blake2b
 
@@ -36,14 +37,15 @@ _ROUND_WIDTHS = (0.03, 0.008, 0.002)
 # With several outputs and strong regularization wide kinks merge what should stay apart.
 _FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
 _FIRST_STEPS, _ROUND_STEPS = 80, 60
+# The first stages see every so many rows, as long as a direction has this many of them: they show the way.
+_FIRST_STRIDES, _ROWS = (8, 8, 8, 3, 1), 64
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
 # Multiplications of a descent step, at this tolerance, from which on steps are counted: fewer stages, and
 # shorter ones.
 _DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
 _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
-# The first of these see every eighth and every third row, as long as a direction has this many of them.
-_FIRST_DEAR_STRIDES, _ROWS_PER_DIRECTION = (8, 3, 1), 8
+_FIRST_DEAR_STRIDES, _FEWER_ROWS = (8, 3, 1), 8
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
 # Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
 _WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
@@ -61,14 +63,14 @@ _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 _ROUNDING = 0.1
 # A gap smaller than this share of the last one is progress too.
 _NARROWING = 0.9
-# Rounds that lower the objective by a smaller share of the tolerance than this are standing still.
+# Rounds that lower the objective by a smaller share of the tolerance, turns of the gap, are standing still.
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 5e-3, 1e-4, 1e-2
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
-# round gains less than the second, or than a share of the tolerance, the third.
-_FAR, _FAR_GIVE_UP, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 0.6, 5e8
+# round gains less than the second, and than so many times the tolerance, or than a share of it.
+_FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
 # Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
 # first of these that costs less than this share of the tolerance.
 _COSINES, _MERGING = (0.99, 0.9999, 1 - 1e-6), 1e-2
@@ -142,19 +144,22 @@ class _Generation:
         if start is None:
             S, V = random_network(self.single, self._first_size(), self.options.rng)
             if self._is_dear(V.shape[0]):
-                n_samples, rank = self.problem.shape
-                most = max(n_samples // (_ROWS_PER_DIRECTION * rank), 1)
-                strides = tuple(min(stride, most) for stride in _FIRST_DEAR_STRIDES)
+                strides = self._strides(_FIRST_DEAR_STRIDES, _FEWER_ROWS)
                 self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL, strides)
             elif self.several and V.shape[0] < _LARGEST_WIDTH:
                 self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
             else:
-                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
+                strides = self._strides(_FIRST_STRIDES, _ROWS)
+                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL, strides)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
             self.way = _Way.TURNS
             self.neurons = self.neurons.take(self._significant())
+
+    def _strides(self, strides: tuple[int, ...], rows_per_direction: int) -> tuple[int, ...]:
+        most = max(self.problem.shape[0] // (rows_per_direction * self.problem.shape[1]), 1)
+        return tuple(min(stride, most) for stride in strides)
 
     def _first_size(self) -> int:
         problem = self.problem
@@ -180,11 +185,8 @@ class _Generation:
         self._check_in_step()
         self._search()
         if self.options.verbose:
-            print(
-                f"round {self.n_iter:3d}  objective {self.neurons.objective:.8e}  gap {self.gap:.1e}"
-                f"  neurons {len(self.neurons)}",
-                flush=True,
-            )
+            line = f"round {self.n_iter:3d}  objective {self.neurons.objective:.8e}  gap {self.gap:.1e}"
+            print(f"{line}  neurons {len(self.neurons)}", flush=True)
         self._decide(progress, self.gap < _NARROWING * last_gap)
 
     def _check_in_step(self) -> None:
@@ -296,6 +298,8 @@ class _Generation:
             self.problem.host.smoothed(self.rounding),
             *(to_numpy(M) for M in (rows.gathered(neurons.patterns), neurons.U, neurons.S)),
             tol=float(np.clip(accuracy, 1e-13, 1e-6)),
+            # Between processes clocks differ, and all are to take the same steps.
+            deadline=math.inf if rows.shared else self.options.deadline,
         )
         S, R = (like(M, neurons.S) for M in (S, rows.own(R, neurons.R.shape[0])))
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
@@ -325,11 +329,11 @@ class _Generation:
                 self._begin_program()
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress)
+        elif self.way is _Way.TURNS and progress < _STANDSTILL * self.gap and not narrower:
+            self.neurons = self.best
+            self._begin_program()
         elif progress < _STANDSTILL * options.tol and not narrower:
             self.standing_still += 1
-            if self.way is _Way.TURNS and self.standing_still > 1:
-                self.standing_still, self.neurons = 0, self.best
-                self._begin_program()
         else:
             self.standing_still = 0
         if self.problem.rows.past(options.deadline):
@@ -353,7 +357,8 @@ class _Generation:
             self.standing_still = self.patience
         loose = self.several or self.options.tol >= _FAR
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
-        if far and self.n_iter > 1 and progress < max(_FAR_GIVE_UP, _FAR_SHARE * self.options.tol):
+        tol = self.options.tol
+        if far and self.n_iter > 1 and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
             self.standing_still = self.patience
 
     def _begin_program(self) -> None:

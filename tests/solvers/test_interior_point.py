@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 
 from skcvxbn.losses import LinearQuadratic, absolute_error, hinge, huber, log_loss, pinball, squared_hinge
+from skcvxbn.solvers import interior_point
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
@@ -131,6 +133,16 @@ def test_the_guess_is_left_untouched():
     before = S.copy()
     solve_over_arrangements(problem, patterns, U, S, tol=1e-6)
     np.testing.assert_array_equal(S, before)
+
+
+def test_no_step_is_begun_after_the_deadline(monkeypatch):
+    problem, patterns, U, S = instance(20, 2, 5, 1, True)
+    after = solve_over_arrangements(problem, patterns, U, S, tol=1e-9, max_iter=3)
+    now = count()
+    monkeypatch.setattr(interior_point.time, "monotonic", lambda: next(now))
+    stopped = solve_over_arrangements(problem, patterns, U, S, tol=1e-9, deadline=2.0)
+    for given, expected in zip(stopped, after, strict=True):
+        np.testing.assert_array_equal(given, expected)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
