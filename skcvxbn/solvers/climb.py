@@ -26,7 +26,6 @@ from skcvxbn.arrays import (
     Rows,
     astype,
     concat,
-    eps,
     inner_products,
     lengths,
     like,
@@ -39,9 +38,8 @@ from skcvxbn.arrays import (
     transposed_product,
 )
 
-# Points that a step moves by less, or by less than so many times the precision of their numbers, are there.
-# They leave once they are this share of all.
-_STANDSTILL, _STANDSTILL_ROUNDINGS, _LEAVE = 1e-10, 10, 0.25
+_STANDSTILL = 1e-10
+_SHARPENING = 30.0
 _SHARES = (1.0, 0.0, 0.3, 0.1)
 _SHARP = 1e-12
 # Numbers of a table that stays in the cache of a processor, and the fewest columns it may have.
@@ -64,11 +62,9 @@ class Stage(NamedTuple):
         How many of the best points go on to the next stage.
     width : float
         Half width, in units of the typical ``|a_k^T s|``, over which the kinks of the convex part are
-        rounded in the first step. In a rounded landscape small maxima vanish and more starts end in the wide
-        ones, but narrow ones vanish too: a fourth of the starts have this width, the others a third, a tenth
-        and none of it.
-    sharpening : float
-        How many times as wide it is in the first step as in the last.
+        rounded in the first step; it falls to a thirtieth in the last. In a rounded landscape small maxima
+        vanish and more starts end in the wide ones, but narrow ones vanish too: a fourth of the starts
+        have this width, the others a third, a tenth and none of it.
     share : float
         Points worth less than this share of the largest go no further.
     """
@@ -77,7 +73,6 @@ class Stage(NamedTuple):
     n_inner: int
     n_kept: int | None
     width: float
-    sharpening: float = 1.0
     share: float = 0.0
 
 
@@ -149,26 +144,16 @@ class Landscape:
         start_S, start_U, start_values = S, *self.evaluate(S, U)
         parts = self._split(S, start_U)
         multipliers = parts.upper * astype(parts.falling @ S > 0, numpy_dtype(S))
-        arrived: list[Array] = []
-        numbers: list[NDArray[np.intp]] = []
-        moving = np.arange(S.shape[1])
-        for sharpening in np.geomspace(1, stage.sharpening, stage.n_outer).tolist():
+        for sharpening in np.geomspace(1, _SHARPENING, stage.n_outer).tolist():
             gradient = self.rows.total(parts.gradient(S, widths / sharpening))
             multipliers, direction = _box_least_squares(
                 parts.falling, gradient, parts.upper, multipliers, stage.n_inner, self.rows
             )
             new_S = unit(direction, axis=0, zeros=S)
-            still = to_numpy(xp.max(xp.abs(new_S - S), axis=0)) < _standstill(S)
-            S = new_S
-            if still.all():
+            moved, S = float(xp.max(xp.abs(new_S - S))), new_S
+            if moved < _STANDSTILL:
                 break
-            if not stage.width and still.mean() >= _LEAVE:
-                arrived.append(take(S, still, axis=1))
-                numbers.append(moving[still])
-                S, multipliers = take(S, ~still, axis=1), take(multipliers, ~still, axis=1)
-                parts, moving, widths = parts.of(S, ~still), moving[~still], widths[~still]
             multipliers = parts.turned(S, multipliers)
-        S = take(concat([*arrived, S], axis=1), np.argsort(np.concatenate([*numbers, moving])), axis=1)
         U, values = self.evaluate(S, U)
         worse = values < start_values
         return (
@@ -210,11 +195,6 @@ class _SharedDirection:
         """Gradient of the convex part, its kinks rounded."""
         return transposed_product(self._weighted, _slope(self._rising @ S, widths))
 
-    def of(self, S: Array, which: NDArray[np.bool_]) -> _SharedDirection:
-        """Parts for some of the starts: the same."""
-        del S, which
-        return self
-
     def turned(self, S: Array, multipliers: Array) -> Array:
         """Keep the multipliers: no direction turns."""
         del S
@@ -238,19 +218,11 @@ class _OwnDirections:
         del S
         return transposed_product(self.falling, self._raising * _slope(self._hidden, widths))
 
-    def of(self, S: Array, which: NDArray[np.bool_]) -> _OwnDirections:
-        """Parts for some of the starts."""
-        return _OwnDirections(self._landscape, S, take(self._U, which, axis=0))
-
     def turned(self, S: Array, multipliers: Array) -> Array:
         """Turn the output directions to the best for the hidden directions."""
         land, hidden = self._landscape, self.falling @ S
         self._set(hidden, _output_directions(land.R, hidden, self._U, land.rows))
         return namespace(S).minimum(multipliers, self.upper)
-
-
-def _standstill(S: Array) -> float:
-    return max(_STANDSTILL, _STANDSTILL_ROUNDINGS * eps(S))
 
 
 def unit(M: Array, axis: int, zeros: Array | None = None) -> Array:

@@ -34,7 +34,7 @@ _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed, and those of one neuron up to
 # which rounds are cheap; a kink takes this many.
 _DEAREST_PASS, _CHEAP_NEURON, _KINK = 3e7, 6e4, 16
-_STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3, 30.0),)
+_STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
 

@@ -7,7 +7,6 @@ maximum, and those that will not come to matter, are left out.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,24 +17,19 @@ from skcvxbn.solvers.climb import Landscape, Stage, unit
 
 Stages = tuple[Stage, ...]
 
-QUICK = (Stage(20, 8, 48, 0.3, 30.0), Stage(8, 30, None, 0.0))
-# Halfway many starts are on the way to the same maxima.
-THOROUGH = (Stage(20, 12, None, 0.3, 5.5), Stage(20, 12, 96, 0.055, 5.5), Stage(20, 30, None, 0.0))
+QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
+THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
 # Rounded landscapes lead most starts to the widest maxima; this finds the others.
 SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # after ten steps.
-BROAD = (
-    Stage(10, 12, None, 0.3, 30.0, share=0.8),
-    Stage(10, 12, None, 0.0, share=0.9),
-    Stage(10, 30, None, 0.0),
-)
+BROAD = (Stage(10, 12, None, 0.3, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
 # What is known to be near a maximum takes the last stage only.
 NEARBY = BROAD[-1:]
 # Multiplications a search may cost.
 _AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, SHARP: 4e9, BROAD: 8e9}
-# Share of the starts that is left after a stage that keeps all that differ, roughly; and starts, at most.
-_LEFT, _MOST_STARTS = 0.5, 2**20
+# Share of the starts of a broad search that is left after each stage, roughly.
+_LEFT = 0.5
 # On many rows a sample of about this many is climbed on; all of them have the last word.
 _SAMPLE_ROWS = 2**13
 _LAST_WORD = (Stage(4, 10, None, 0.0),)
@@ -89,15 +83,13 @@ def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) ->
     """How many starts a search of about so many multiplications has, at least 8."""
     n_rows, rank = rows.count(A), A.shape[1]
     n_steps = work / (2.0 * n_rows * rank / _stride(n_rows, rank))
-
-    def steps(n_starts: float) -> float:
-        total = 0.0
-        for stage in stages:
-            total += n_starts * stage.n_outer * stage.n_inner
-            n_starts = _LEFT * n_starts if stage.n_kept is None else min(n_starts, stage.n_kept)
-        return total
-
-    return max(8, bisect_right(range(_MOST_STARTS), n_steps, key=steps) - 1)
+    # Of some only so many go on to the last stage, of others a share to each.
+    n_kept = stages[0].n_kept
+    steps = [stage.n_outer * stage.n_inner for stage in stages]
+    if n_kept is None:
+        return max(8, int(n_steps / sum(_LEFT**k * n for k, n in enumerate(steps))))
+    n_starts = n_steps / sum(steps)
+    return max(8, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * steps[1]) / steps[0]))
 
 
 def random_starts(

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skcvxbn.arrays import Rows
 from skcvxbn.solvers import climb as climb_module
 from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.climb import Stage
 from skcvxbn.solvers.search import (
     BROAD,
     QUICK,
-    SHARP,
     THOROUGH,
     affordable_starts,
     random_starts,
@@ -98,30 +96,6 @@ def test_a_maximiser_is_kept():
     assert float(again.S[:, 0] @ best.S[:, 0]) > 0.999
 
 
-@pytest.mark.parametrize("n_outputs", [1, 3])
-def test_starts_that_arrive_early_leave_the_others_alone(n_outputs, monkeypatch):
-    A, R = instance(4, n_outputs, 2, n=30)
-    S, U = random_starts(4, n_outputs, 12, np.random.RandomState(0))
-    S, U = S / np.linalg.norm(S, axis=0), U / np.linalg.norm(U, axis=1, keepdims=True)
-    stage = Stage(60, 30, None, 0.0)
-    left = []
-    solve = climb_module._box_least_squares
-    monkeypatch.setattr(
-        climb_module, "_box_least_squares", lambda *args: left.append(args[3].shape[1]) or solve(*args)
-    )
-    landscape = climb_module.Landscape(A, R, Rows())
-    together = landscape.climb(S, U, stage)
-    assert min(left) < 0.75 * max(left)
-    order = np.argsort(-U[:, 0], kind="stable") if n_outputs == 1 else np.arange(12)
-    for number, (s, u, value_there) in zip(
-        order, zip(together[0].T, *together[1:], strict=True), strict=True
-    ):
-        alone = landscape.climb(S[:, [number]], U[[number]], stage)
-        assert_allclose(s, alone[0][:, 0], atol=1e-7)
-        assert_allclose(u, alone[1][0], atol=1e-7)
-        assert_allclose(value_there, alone[2][0], rtol=1e-9)
-
-
 def test_maximisers_on_hyperplanes_are_found():
     # Ascent by s <- A^T D v stops where it meets a hyperplane; the value beyond is found all the same.
     on_hyperplane = 0
@@ -174,7 +148,7 @@ def test_float32_stays_float32_and_agrees():
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_points_worth_little_go_no_further(n_outputs):
     A, R = instance(5, n_outputs, 0, n=30)
-    every, some = (run(A, R, stages=(Stage(5, 10, None, 0.0, share=share),)) for share in (0.0, 0.8))
+    every, some = (run(A, R, stages=(Stage(5, 10, None, 0.0, share),)) for share in (0.0, 0.8))
     kept = every.values >= 0.8 * every.largest
     assert 0 < kept.sum() < len(kept)
     assert_array_equal(some.values, every.values[kept])
@@ -258,13 +232,11 @@ def test_starts_are_as_many_as_the_budget_allows():
     assert affordable_starts(np.broadcast_to(1.0, (10**6, 100)), THOROUGH) == 8
     assert affordable_starts(np.ones((100, 5)), QUICK) > 1000
     assert affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
-    # Beyond those that go on to the last stage a start costs the others only; half go on to the second.
+    # Beyond those that go on to the last stage a start costs the first one only.
     steps = 4e9 / (2 * 5000 * 10)
-    assert affordable_starts(np.ones((5000, 10)), THOROUGH) == int(steps / (1.5 * 20 * 12 + 0.5 * 20 * 30))
+    assert affordable_starts(np.ones((5000, 10)), THOROUGH) == int(steps / (40 * 12 + 20 * 30))
     steps = 4e9 / (2 * 500 * 10)
-    assert affordable_starts(np.ones((500, 10)), THOROUGH) == int((steps - 96 * 20 * 30) / (1.5 * 20 * 12))
-    steps = 4e9 / (2 * 500 * 10)
-    assert affordable_starts(np.ones((500, 10)), SHARP) == int((steps - 96 * 60 * 30) / (10 * 30))
+    assert affordable_starts(np.ones((500, 10)), THOROUGH) == int((steps - 96 * 20 * 30) / (40 * 12))
     # Of others about half are left after each stage.
     assert affordable_starts(np.ones((500, 10)), BROAD) == int(8e9 / (2 * 500 * 10) / (120 + 60 + 75))
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
