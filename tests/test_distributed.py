@@ -31,7 +31,7 @@ from skcvxbn import (
     sharded_rows,
 )
 from skcvxbn.distributed import ProcessRows
-from skcvxbn.solvers import neuron_generation
+from skcvxbn.solvers import first_network
 
 N_PROCESSES, TIME_LIMIT = 2, 240
 TORCH = {"backend": "torch", "device": "cpu"}
@@ -76,6 +76,11 @@ def classes_not_in_every_shard():
     return model, X[order], labels[order], weight[order]
 
 
+def rows_in_batches():
+    X, y, weight = data(6000)
+    return ConvexBNRegressor(beta_ratio=0.1, tol=1e-3, random_state=0, **QUICK), X, y, weight
+
+
 def out_of_time():
     X, y, weight = data()
     return ConvexBNRegressor(tol=1e-9, max_time=0.5, random_state=0, **QUICK), X, y, weight
@@ -87,6 +92,7 @@ CASES = {
     squared_error: 1e-8,
     huber_of_two_targets_in_single_precision: 1e-4,
     classes_not_in_every_shard: 1e-3,
+    rows_in_batches: 1e-3,
     out_of_time: None,
 }
 
@@ -174,7 +180,7 @@ def drifting(rank):
         S, V = original(*args, **kwargs)
         return S * (1 + 1e-6 * rank), V
 
-    original, neuron_generation.descend = neuron_generation.descend, descend
+    original, first_network.descend = first_network.descend, descend
     return ConvexBNRegressor(random_state=0, **TORCH)
 
 

@@ -135,9 +135,9 @@ class Loss(ABC):
         """Value at the outputs `F`."""
         return self.evaluate(F)[0]
 
+    @abstractmethod
     def dual(self, F: Array) -> Array:
-        """Dual point at the outputs `F`."""
-        return self.evaluate(F)[1]
+        """Dual point at the outputs `F`, of those at hand: processes do not wait for one another."""
 
     def trusted(self, dF: Array) -> float:
         """Largest multiple of a move of the outputs over which the loss is close to quadratic."""

@@ -115,6 +115,10 @@ class LinearQuadratic(Loss):
         slope, square = self.rows.totals(inner(steepest, distance), inner(steepest, steepest))
         return slope - 0.5 * self.rounding * square, -gradient
 
+    def dual(self, F: Array) -> Array:
+        """Dual point at the outputs `F`."""
+        return -self._gradient(F - self.target, self._selection(F))
+
     def _gradient(self, distance: Array, rounding: float) -> Array:
         if self.lower is None or self.upper is None:
             return distance / rounding

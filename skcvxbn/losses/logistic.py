@@ -51,7 +51,15 @@ class Logistic(Loss):
         small = xp.exp(-xp.abs(margin))
         losses = self.scale * (positive_part(-margin) + xp.log1p(small))
         (value,) = self.rows.totals(xp.sum(losses, dtype=xp.float64))
-        return value, self.scale * self.slope * xp.where(margin > 0, small, 1.0) / (1 + small)
+        return value, self._dual(margin, small)
+
+    def dual(self, F: Array) -> Array:
+        """Dual point at the outputs `F`."""
+        margin = self.slope * F
+        return self._dual(margin, namespace(F).exp(-namespace(F).abs(margin)))
+
+    def _dual(self, margin: Array, small: Array) -> Array:
+        return self.scale * self.slope * namespace(margin).where(margin > 0, small, 1.0) / (1 + small)
 
     def _probability(self, R: Array) -> Array:
         """Probability of the other class of which `R` is the dual point."""

@@ -62,6 +62,16 @@ class Softmax(Loss):
 
     def evaluate(self, F: Array) -> tuple[float, Array]:
         """Value and dual point."""
+        xp, (own, excess, R) = namespace(F), self._evaluated(F)
+        (value,) = self.rows.totals(xp.sum(self.scale * (xp.log1p(excess) - own), dtype=xp.float64))
+        return value, R
+
+    def dual(self, F: Array) -> Array:
+        """Dual point at the outputs `F`."""
+        return self._evaluated(F)[2]
+
+    def _evaluated(self, F: Array) -> tuple[Array, Array, Array]:
+        """Own logit next to the largest; sum of the exponentials of such logits, less one; dual point."""
         xp, logits = namespace(F), self.slope * F
         logits -= row_largest(logits)
         own = row_sums(logits * self.indicator)
@@ -70,10 +80,9 @@ class Softmax(Loss):
         P -= P * self.indicator
         others = row_sums(P)
         excess = others + xp.expm1(own)
-        (value,) = self.rows.totals(xp.sum(self.scale * (xp.log1p(excess) - own), dtype=xp.float64))
         P -= others * self.indicator
         P *= -self.scale * self.slope / (1 + excess)
-        return value, P
+        return own, excess, P
 
     def _probabilities(self, F: Array) -> Array:
         xp, logits = namespace(F), self.slope * F

@@ -91,13 +91,6 @@ class Problem:
         """Return the problem, given in NumPy, where the backend works."""
         return replace(self, A=backend.array(self.A), loss=self.loss.mapped(backend.array))
 
-    def sampled(self, stride: int) -> Problem:
-        """Let every stride-th row stand for all, in units in which the bias' direction has length one."""
-        A = self.A[::stride, :]
-        unit = self.length(A[:, -1])
-        loss = self.loss.mapped(lambda M: M[::stride, :]).scaled(unit, unit**2)
-        return replace(self, A=A / unit, loss=loss)
-
     def hidden(self, S: Array) -> Array:
         """Hidden layer ``(A s_j)_+``, of shape (n_samples, n_neurons)."""
         hidden = zeros((self.A.shape[0], S.shape[1]), S)

@@ -54,6 +54,12 @@ def random_network(problem: Problem, n_neurons: int, rng: np.random.RandomState)
     return S * root, V * root
 
 
+def step_work(problem: Problem, n_neurons: int) -> float:
+    """Multiplications and additions of a step of descent, roughly."""
+    n_samples, rank = problem.shape
+    return n_samples * n_neurons * (4.0 * rank + 6.0 * problem.n_outputs)
+
+
 def descend(
     problem: Problem,
     S: Array,
@@ -61,7 +67,6 @@ def descend(
     *,
     widths: tuple[float, ...],
     n_steps: int,
-    strides: tuple[int, ...] = (1,),
     tol: float = 0.0,
     bias: Array | None = None,
     deadline: float = math.inf,
@@ -80,9 +85,6 @@ def descend(
         and inverse of the largest curvature of the loss.
     n_steps : int
         Largest number of steps of a stage.
-    strides : tuple of int
-        Every which row each stage sees; the last of them is that of all further stages. The first stages only
-        show the way to the last.
     tol : float
         A stage ends when ten steps together lower its objective by less than this share.
     bias : array of shape (n_outputs,), optional
@@ -101,13 +103,11 @@ def descend(
         A KeyboardInterrupt that carries the network reached.
     """
     S, V = balanced(S, V)
-    for stage, width in enumerate(widths):
-        stride = strides[min(stage, len(strides) - 1)]
-        seen = problem if stride == 1 else problem.sampled(stride)
+    for width in widths:
         S, V = _alive(S, V)
         if V.shape[0] == 0:
             break
-        smooth = _SmoothNetwork(seen.smoothed(width), S, V, width)
+        smooth = _SmoothNetwork(problem.smoothed(width), S, V, width)
         try:
             late = partial(problem.rows.past, deadline)
             x = _minimise(smooth, smooth.start(S, V, bias), n_steps, tol, late)

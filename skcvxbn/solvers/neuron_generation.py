@@ -20,37 +20,25 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, astype, in_eights, like, to_numpy, zeros
+from skcvxbn.arrays import Array, astype, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
-from skcvxbn.solvers.descent import Interrupted, descend, random_network
+from skcvxbn.solvers.descent import Interrupted, descend, step_work
 from skcvxbn.solvers.dual_search import DualSearch
+from skcvxbn.solvers.first_network import TOL_SHARE, first_network, is_dear
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.stochastic import has_batches
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
 _CHEAP, _AFFORDABLE = 2e9, 1.2e10
 # With more neurons than this descent goes first, cheap or not: few would be left by the first turn.
 _FEW = 64
-# Widths of the rounded kinks: of the first network, of a round, and where no exact step will follow.
-_FIRST_WIDTHS = (0.5, 0.25, 0.12, 0.06, 0.03)
-_ROUND_WIDTHS = (0.03, 0.008, 0.002)
-# With several outputs and strong regularization wide kinks merge what should stay apart.
-_FIRST_SEVERAL_WIDTHS, _ROUND_SEVERAL_WIDTHS = (0.1, 0.05, 0.03), (0.1, 0.03, 0.01, 0.003)
-_FIRST_STEPS, _ROUND_STEPS = 80, 60
-# The first stages see every so many rows, as long as a direction has this many of them: they show the way.
-_FIRST_STRIDES, _ROWS = (8, 8, 8, 3, 1), 64
-# A stage ends when ten steps together gain less than this, or than this share of the tolerance.
-_FIRST_TOL, _ROUND_TOL, _TOL_SHARE = 1e-4, 1e-5, 0.02
-# Multiplications of a descent step, at this tolerance, from which on steps are counted: fewer stages, and
-# shorter ones.
-_DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
-_FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS = (0.5, 0.1, 0.02), 60
-_FIRST_DEAR_STRIDES, _FEWER_ROWS = (8, 3, 1), 8
+# Widths of the rounded kinks of a round, and where it takes few and short stages.
+_ROUND_WIDTHS, _ROUND_STEPS = (0.03, 0.008, 0.002), 60
+_ROUND_SEVERAL_WIDTHS = (0.1, 0.03, 0.01, 0.003)
 _ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
-# Neurons of the first network: more where the regularisation is weak, fewer where each is dear.
-_WIDTH, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 128, 512, 2e10
-# From this tolerance on half as many will do.
-_LOOSE = 3e-2
+# A stage ends when ten steps together gain less than this.
+_ROUND_TOL = 1e-5
 _NEWCOMERS = 96
 # In the program a newcomer closer than this to another one is worth less than it costs.
 _APART = 0.98
@@ -67,7 +55,10 @@ _NARROWING = 0.9
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
 # make the end.
-_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_UP = 5e-3, 1e-4, 1e-2
+_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_WAY_MANY_ROWS = 5e-3, 1e-4, 1e-5
+_GIVE_UP = 1e-2
+# The same where rows are many: for each multiplication of a step of theirs, and at most.
+_GIVE_UP_PER_WORK, _GIVE_UP_MANY_ROWS = 1e-12, 2e-3
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, and than so many times the tolerance, or than a share of it.
 _FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
@@ -137,40 +128,19 @@ class _Generation:
         # With several outputs a round may well fail to improve, since directions turn by descent only; with
         # kinks of the loss too, since they become sharper.
         self.several = n_outputs > 1
+        self.many_rows = has_batches(problem)
         self.patience = 3 if not self.several and problem.loss.box is None else 6
 
     def begin(self, start: tuple[Array, Array] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
-            S, V = random_network(self.single, self._first_size(), self.options.rng)
-            if self._is_dear(V.shape[0]):
-                strides = self._strides(_FIRST_DEAR_STRIDES, _FEWER_ROWS)
-                self._descend(S, V, _FIRST_DEAR_WIDTHS, _FIRST_DEAR_STEPS, _FIRST_TOL, strides)
-            elif self.several and V.shape[0] < _LARGEST_WIDTH:
-                self._descend(S, V, _FIRST_SEVERAL_WIDTHS, _FIRST_STEPS, _FIRST_TOL)
-            else:
-                strides = self._strides(_FIRST_STRIDES, _ROWS)
-                self._descend(S, V, _FIRST_WIDTHS, _FIRST_STEPS, _FIRST_TOL, strides)
+            S, V, width = first_network(self.single.smoothed(self.rounding), self.options)
+            self.neurons = self._rounded(S, V, width)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
             self.way = _Way.TURNS
             self.neurons = self.neurons.take(self._significant())
-
-    def _strides(self, strides: tuple[int, ...], rows_per_direction: int) -> tuple[int, ...]:
-        most = max(self.problem.shape[0] // (rows_per_direction * self.problem.shape[1]), 1)
-        return tuple(min(stride, most) for stride in strides)
-
-    def _first_size(self) -> int:
-        problem = self.problem
-        strength = problem.beta / max(problem.length(problem.zero.R), 1e-30)
-        wanted = _WIDTH / np.sqrt(strength)
-        largest = _DEAREST_STEP / self._descent_work(1)
-        size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
-        if self.options.tol >= _LOOSE:
-            size //= 2
-        size = in_eights(size)
-        return size if self.options.max_neurons is None else min(size, self.options.max_neurons)
 
     def round(self) -> None:
         """Solve for the neurons, search for violated constraints, and see whether to go on."""
@@ -217,7 +187,7 @@ class _Generation:
 
     def _is_cheap(self) -> bool:
         few = 0 < int(self._significant().sum()) <= _FEW
-        return few and not self.several and self._work() <= _CHEAP
+        return few and not self.several and not self.many_rows and self._work() <= _CHEAP
 
     def _affordable(self) -> bool:
         return self._work() <= _AFFORDABLE
@@ -236,17 +206,35 @@ class _Generation:
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
             rounding = max(self._round_widths()[-1], self.rounding)
             self.neurons = self.neurons.resized(self.single.smoothed(rounding))
-            self._descend_again()
+            self._descend()
         if most is not None and len(self.neurons) > most:
             self.neurons = self.neurons.largest(most)
-            self._descend_again()
+            self._descend()
         if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
             self._solve_program()
 
-    def _descend_again(self) -> None:
-        neurons = self.neurons
-        n_steps = _ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS
-        self._descend(neurons.S, neurons.U, self._round_widths(), n_steps, _ROUND_TOL)
+    def _descend(self) -> None:
+        # Through double precision: the product of the scales of a newcomer is small.
+        S, V = balanced(astype(self.neurons.S, np.float64), astype(self.neurons.U, np.float64))
+        widths = self._round_widths()
+        S, V = descend(
+            self.single.smoothed(self.rounding),
+            astype(S, np.float32),
+            astype(V, np.float32),
+            widths=widths,
+            n_steps=_ROUND_DEAR_STEPS if self._is_dear(len(self.neurons)) else _ROUND_STEPS,
+            tol=max(_ROUND_TOL, TOL_SHARE * self.options.tol),
+            bias=astype(self.neurons.bias, np.float32),
+            deadline=self.options.deadline,
+        )
+        self.neurons = self._rounded(S, V, widths[-1])
+
+    def _rounded(self, S: Array, V: Array, width: float) -> Neurons:
+        """Neurons that descent has led so near to kinks as it tells them apart."""
+        negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
+        return Neurons.of_network(
+            self.problem, S, V, negligible, max(width, self.rounding), self.neurons.bias
+        )
 
     def _round_widths(self) -> tuple[float, ...]:
         if self._is_dear(len(self.neurons)):
@@ -254,39 +242,7 @@ class _Generation:
         return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
 
     def _is_dear(self, n_neurons: int) -> bool:
-        return self._descent_work(n_neurons) > _DEAR_STEP * min(_DEAR_TOL / self.options.tol, 1.0)
-
-    def _descent_work(self, n_neurons: int) -> float:
-        """Multiplications and additions of a step of descent, roughly."""
-        n_samples, rank = self.problem.shape
-        return n_samples * n_neurons * (4.0 * rank + 6.0 * self.problem.n_outputs)
-
-    def _descend(
-        self,
-        S: Array,
-        V: Array,
-        widths: tuple[float, ...],
-        n_steps: int,
-        tol: float,
-        strides: tuple[int, ...] = (1,),
-    ) -> None:
-        # Through double precision: the product of the scales of a newcomer is small.
-        S, V = balanced(astype(S, np.float64), astype(V, np.float64))
-        bias = astype(self.neurons.bias, np.float32)
-        S, V = descend(
-            self.single.smoothed(self.rounding),
-            astype(S, np.float32),
-            astype(V, np.float32),
-            widths=widths,
-            strides=strides,
-            n_steps=n_steps,
-            tol=max(tol, _TOL_SHARE * self.options.tol),
-            bias=bias,
-            deadline=self.options.deadline,
-        )
-        negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
-        rounding = max(widths[-1], self.rounding)
-        self.neurons = Neurons.of_network(self.problem, S, V, negligible, rounding, self.neurons.bias)
+        return is_dear(self.problem, n_neurons, self.options.tol)
 
     def _solve_program(self) -> None:
         """Solve the convex program over the arrangements of the neurons, on the host of every process."""
@@ -344,22 +300,41 @@ class _Generation:
             self.message = "the objective stands still"
 
     def _leave_descent(self, progress: float) -> None:
+        tol, again = self.options.tol, self.n_iter > 1
+        if self.many_rows:
+            # A round of the program takes as long as dozens of descent: it is for what these cannot reach.
+            work, share = self._work(), _STANDSTILL * tol
+            exact = work <= _CHEAP or (work <= _AFFORDABLE and tol < _FAR and not self.several)
+            price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP_MANY_ROWS)
+            if exact and again and progress < max(_GIVE_WAY_MANY_ROWS, share):
+                self._give_way()
+            elif not exact and again and progress < price:
+                # One round without newcomers of use is no standstill.
+                self.standing_still += self.patience if price == _GIVE_UP_MANY_ROWS else 1
+            else:
+                self.standing_still = 0
+            return
         if self._affordable():
             if self._is_cheap():
                 self.way = _Way.TURNS
-            elif self.n_iter > 1 and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
-                # Turns would cost the diversity of hundreds of neurons; several outputs need them.
-                if self.several:
-                    self.way = _Way.TURNS
-                else:
-                    self._begin_program()
-        elif self.n_iter > 1 and progress < max(self.options.tol, _GIVE_UP):
-            self.standing_still = self.patience
-        loose = self.several or self.options.tol >= _FAR
+            elif again and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
+                self._give_way()
+        elif again and progress < max(tol, _GIVE_UP):
+            self._give_up()
+        loose = self.several or tol >= _FAR
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
-        tol = self.options.tol
-        if far and self.n_iter > 1 and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
-            self.standing_still = self.patience
+        if far and again and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
+            self._give_up()
+
+    def _give_way(self) -> None:
+        # Turns would cost the diversity of hundreds of neurons; several outputs need them.
+        if self.several:
+            self.way = _Way.TURNS
+        else:
+            self._begin_program()
+
+    def _give_up(self) -> None:
+        self.standing_still = self.patience
 
     def _begin_program(self) -> None:
         """Give the rounds to the program alone: it leaves no arrangement that it is not shown."""
