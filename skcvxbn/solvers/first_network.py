@@ -21,9 +21,9 @@ _DEAR_WIDTHS, _DEAR_STEPS = (0.5, 0.1, 0.02), 60
 _LAST_WIDTHS, _LAST_DEAR_STEPS = (0.03,), 30
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _TOL, TOL_SHARE = 1e-4, 0.02
-# Number of neurons: more where the regularisation is weak, fewer where each is dear, and where batches lead
-# them to better places.
-_WIDTH, _WIDTH_MANY_ROWS, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 18, 128, 512, 2e10
+# Number of neurons: more where the regularisation is weak, fewer where each is dear, and for one output where
+# batches lead them to better places.
+_WIDTH, _WIDTH_AFTER_BATCHES, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 18, 128, 512, 2e10
 # From this tolerance on half as many will do.
 _LOOSE = 3e-2
 
@@ -69,7 +69,8 @@ def is_dear(problem: Problem, n_neurons: int, tol: float) -> bool:
 
 def _size(problem: Problem, options: Options) -> int:
     strength = problem.beta / max(problem.length(problem.zero.R), 1e-30)
-    wanted = (_WIDTH_MANY_ROWS if has_batches(problem) else _WIDTH) / np.sqrt(strength)
+    few_will_do = problem.n_outputs == 1 and has_batches(problem)
+    wanted = (_WIDTH_AFTER_BATCHES if few_will_do else _WIDTH) / np.sqrt(strength)
     largest = _DEAREST_STEP / step_work(problem, 1)
     size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
     if options.tol >= _LOOSE:

@@ -58,7 +58,7 @@ _STANDSTILL = 0.03
 _GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_WAY_MANY_ROWS = 5e-3, 1e-4, 1e-5
 _GIVE_UP = 1e-2
 # The same where rows are many: for each multiplication of a step of theirs, and at most.
-_GIVE_UP_PER_WORK, _GIVE_UP_MANY_ROWS = 1e-12, 2e-3
+_GIVE_UP_PER_WORK, _GIVE_UP_MANY_ROWS = 2e-12, 2e-3
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, and than so many times the tolerance, or than a share of it.
 _FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
