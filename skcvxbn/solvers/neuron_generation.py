@@ -302,9 +302,11 @@ class _Generation:
     def _leave_descent(self, progress: float) -> None:
         tol, again = self.options.tol, self.n_iter > 1
         if self.many_rows:
-            # A round of the program takes as long as dozens of descent: it is for what these cannot reach.
+            # A round of the program takes as long as dozens of descent, or hundreds where the loss has kinks:
+            # it is for what these cannot reach.
             work, share = self._work(), _STANDSTILL * tol
-            exact = work <= _CHEAP or (work <= _AFFORDABLE and tol < _FAR and not self.several)
+            cheap = _CHEAP if self.problem.loss.box is None else _FAR_WORK
+            exact = work <= cheap or (work <= _AFFORDABLE and tol < _FAR and not self.several)
             price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP_MANY_ROWS)
             if exact and again and progress < max(_GIVE_WAY_MANY_ROWS, share):
                 self._give_way()
