@@ -33,6 +33,10 @@ class Curvature(ABC):
     def cross(self, direction: Array, H: Array, U: Array) -> Array:
         """``E^T W`` times the columns ``h_j u_j^T``, of shape (n_outputs, n_columns)."""
 
+    @abstractmethod
+    def rows(self, which: slice) -> Curvature:
+        """Blocks of some of the rows."""
+
     @property
     @abstractmethod
     def largest(self) -> float:
@@ -82,6 +86,10 @@ class Diagonal(Curvature):
     def cross(self, direction: Array, H: Array, U: Array) -> Array:
         """``E^T W`` times columns."""
         return ((direction[:, None] * self.weights).T @ H) * U.T
+
+    def rows(self, which: slice) -> Diagonal:
+        """Blocks of some of the rows."""
+        return Diagonal(self.weights[which])
 
     @property
     def largest(self) -> float:
@@ -138,6 +146,10 @@ class Categorical(Curvature):
         """``E^T W`` times columns."""
         weighted = (direction[:, None] * self.scale * self.P).T
         return (weighted @ H) * U.T - weighted @ (H * (self.P @ U.T))
+
+    def rows(self, which: slice) -> Categorical:
+        """Blocks of some of the rows."""
+        return Categorical(self.P[which], self.scale[which])
 
     @property
     def largest(self) -> float:

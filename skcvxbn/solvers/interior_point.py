@@ -9,6 +9,9 @@ zero together with those of the norms (`norm_terms`) and of the loss (`loss_term
 variables but those of a curved loss are linear: once met they stay met, so that the dual point is as good as
 the gap says.
 
+Only constraints that a neuron is near to are looked at (`cone_constraints`). If it has left the cone through
+another one there are more of them the next time.
+
 A step is Mehrotra's predictor and corrector, then Gondzio's centrality correctors (1996): with as many
 constraints as rows times neurons a few products always stray and cut steps short, and one more solution with
 the factors at hand costs far less than one more factorisation.
@@ -24,9 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.solvers.base import Problem
+from skcvxbn.solvers.cone_constraints import ConeConstraints
 from skcvxbn.solvers.loss_terms import LossTerm, TermMove, loss_term
-from skcvxbn.solvers.newton_system import FactorisedSystem, NewtonSystem, work_of_system
+from skcvxbn.solvers.newton_system import FactorisedSystem, NewtonSystem
 from skcvxbn.solvers.norm_terms import NormMove, NormTerm
+from skcvxbn.solvers.preconditioned_system import factorised, work_of_system
 
 _TO_BOUNDARY = 0.995
 # Distance of the first point from its bounds, as a share of the largest neuron.
@@ -46,8 +51,9 @@ _PATIENCE, _PROGRESS = 10, 0.9
 # Curvature added in all directions, next to F^T F with blocks of norm at most one: along a neuron the norm is
 # linear, and without it the inverse of a block overflows what the solution of the system can cancel.
 _PROXIMAL = 1e-7
-# Blocks are assembled with tables of about this many numbers.
-_TABLE_ENTRIES = 2**20
+# Constraints of a neuron that are looked at: some for every direction, but no fewer than so many nor this
+# share of all. Where they were not enough there are more of them the next time.
+_PER_DIRECTION, _FEWEST, _SHARE, _MORE = 8, 200, 1 / 16, 4
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,8 @@ class _Move:
 
 def work_per_step(problem: Problem, n_neurons: int) -> float:
     """Multiplications of one interior point step, roughly."""
-    n_samples, rank = problem.shape
-    assembled = 0.5 * n_samples * rank**2 * n_neurons + 10.0 * rank**3 * n_neurons
+    rank, n_constraints = problem.shape[1], _n_constraints(problem)
+    assembled = n_constraints * rank**2 * n_neurons + 10.0 * rank**3 * n_neurons
     return assembled + work_of_system(problem, n_neurons)
 
 
@@ -136,30 +142,59 @@ def solve_over_arrangements(
     D = patterns.astype(problem.A.dtype)
     sign = 2 * D - 1
     system = NewtonSystem(problem, D, U)
-    point = best = _starting_point(problem, system, sign, S)
+    n_constraints, distance = _n_constraints(problem), _margins(problem, sign, S)
+    while True:
+        cones = ConeConstraints(problem.A, sign, distance, n_constraints)
+        start = _starting_point(system, cones, S)
+        point, value = _solve(system, cones, start, tol, max_iter, deadline)
+        S = point.norms.S
+        margins = sign * (problem.A @ S)
+        outside = np.linalg.norm(np.minimum(margins, 0), axis=0).max(initial=0.0)
+        if n_constraints >= len(D) or outside * problem.beta <= tol * value or time.monotonic() >= deadline:
+            return S, problem.feasible(point.term.R)
+        distance = np.minimum(distance, _margins(problem, sign, S))
+        n_constraints *= _MORE
+
+
+def _n_constraints(problem: Problem) -> int:
+    n_samples, rank = problem.shape
+    return min(n_samples, max(_FEWEST, _PER_DIRECTION * rank, round(_SHARE * n_samples)))
+
+
+def _margins(problem: Problem, sign: NDArray, S: NDArray) -> NDArray:
+    """Distance of each neuron from each of its constraints."""
+    lengths = np.linalg.norm(S, axis=0)
+    return sign * (problem.A @ (S / np.where(lengths > 0, lengths, 1.0)))
+
+
+def _solve(
+    system: NewtonSystem, cones: ConeConstraints, point: _Point, tol: float, max_iter: int, deadline: float
+) -> tuple[_Point, float]:
+    """Solve within the given constraints; the best point and the objective there."""
+    best, value = point, math.inf
     least = reference = math.inf
     patience = _PATIENCE
     for _ in range(max_iter):
-        state = _State.at(system, sign, point)
+        state = _State.at(system, cones, point)
         patience -= 1
         if state.error < _PROGRESS * reference:
             # Many short steps are progress too.
             reference, patience = state.error, _PATIENCE
         if state.error < least:
-            best, least = point, state.error
+            best, least, value = point, state.error, state.value
         if least <= tol or patience == 0 or time.monotonic() >= deadline:
             break
         accuracy = float(np.clip(_SOLVE_ACCURACY * state.gap, _MOST_ACCURATE, _LEAST_ACCURATE))
         # Products far below what is asked for are of no use, and near the limits of floating point.
         enough = _LEAST_PRODUCTS * tol * state.value
         try:
-            factor = FactorisedSystem(system, point.term.curvature, _blocks(problem, point))
-            step = _Linearised(system, sign, point, state, factor, accuracy, enough)
+            factor = factorised(system, point.term.curvature, _blocks(cones, point))
+            step = _Linearised(system, cones, point, state, factor, accuracy, enough)
             point = point.moved(system, *_newton_step(step))
         except np.linalg.LinAlgError:
             # Slacks and multipliers have reached the limits of floating point: no step is left to take.
             break
-    return best.norms.S, problem.feasible(best.term.R)
+    return best, value
 
 
 @dataclass(frozen=True)
@@ -173,14 +208,14 @@ class _State:
     error: float
 
     @classmethod
-    def at(cls, system: NewtonSystem, sign: NDArray, point: _Point) -> _State:
+    def at(cls, system: NewtonSystem, cones: ConeConstraints, point: _Point) -> _State:
         norms, term, beta = point.norms, point.term, system.problem.beta
-        outside = sign * (system.A @ norms.S) - point.slack
-        unbalanced = system.adjoint(term.R) + system.A.T @ (sign * point.multiplier) - norms.Z
+        outside = cones.margins(norms.S) - point.slack
+        unbalanced = system.adjoint(term.R) + cones.adjoint(point.multiplier) - norms.Z
         products = point.products()
         value = term.value + beta * float(norms.lengths.sum())
         gap = (float(products.sum() + norms.products.sum()) + term.infeasibility) / value
-        primal_error = float(np.linalg.norm(outside, axis=0).max()) * beta / value
+        primal_error = float(np.linalg.norm(outside, axis=1).max()) * beta / value
         dual_error = float(np.linalg.norm(unbalanced, axis=0).max()) / beta
         # An error in the dual variables changes the objective by its square.
         return cls(products, outside, value, gap, max(gap, primal_error, dual_error**2))
@@ -191,7 +226,7 @@ class _Linearised:
     """The optimality conditions at a point, up to the right-hand sides that the step chooses."""
 
     system: NewtonSystem
-    sign: NDArray
+    cones: ConeConstraints
     point: _Point
     state: _State
     factor: FactorisedSystem
@@ -207,13 +242,12 @@ class _Linearised:
         multiplier = of_cones / point.slack - ratio * self.state.outside
         push = term.push(of_loss)
         taken = factor.taken_by_bias(term.R + push)
-        rhs = system.A.T @ (self.sign * multiplier) + system.adjoint(term.R + push - taken)
+        rhs = self.cones.adjoint(multiplier) + system.adjoint(term.R + push - taken)
         rhs -= point.norms.pull(tau, correction)
-        dS, image = factor.solve(rhs, self.accuracy)
-        moved = self.sign * (system.A @ dS)
-        dF = system.fit(dS)
+        dS, image, dF = factor.solve(rhs, self.accuracy)
+        moved = self.cones.margins(dS)
         bias = factor.best_bias(term.R + push - term.curvature @ dF)
-        dF += np.outer(system.A[:, -1], bias)
+        dF = dF + np.outer(system.A[:, -1], bias)
         return _Move(
             moved + self.state.outside,
             multiplier - point.multiplier - ratio * moved,
@@ -269,39 +303,26 @@ def _newton_step(step: _Linearised) -> tuple[_Move, float]:
     return move, length
 
 
-def _starting_point(problem: Problem, system: NewtonSystem, sign: NDArray, S: NDArray) -> _Point:
-    n_samples = len(sign)
+def _starting_point(system: NewtonSystem, cones: ConeConstraints, S: NDArray) -> _Point:
+    problem, root = system.problem, math.sqrt(len(system.A))
     typical = max(float(np.linalg.norm(S, axis=0).max()), 1e-3 * float(np.linalg.norm(problem.zero.R)))
-    slack = np.maximum(sign * (problem.A @ S), _INSIDE * typical / np.sqrt(n_samples))
+    slack = np.maximum(cones.margins(S), _INSIDE * typical / root)
     term = loss_term(problem, system.fit(S))
     # Multipliers about as strong as the loss pulls.
     pull = 0.5 * float(np.linalg.norm(system.adjoint(term.R), axis=0).max())
-    multiplier = np.full(sign.shape, max(problem.beta, pull) / np.sqrt(n_samples), dtype=S.dtype)
+    multiplier = np.full(slack.shape, max(problem.beta, pull) / root, dtype=S.dtype)
     norms = NormTerm.start(problem.beta, S, _INSIDE * typical)
     return _Point(slack, multiplier, norms, term)
 
 
-def _blocks(problem: Problem, point: _Point) -> NDArray:
+def _blocks(cones: ConeConstraints, point: _Point) -> NDArray:
     """Diagonal blocks of the Newton matrix: cone constraints and norms."""
-    blocks = _weighted_grams(problem.A, point.multiplier / point.slack) + point.norms.curvature
+    blocks = cones.grams(point.multiplier / point.slack) + point.norms.curvature
     diagonal = np.arange(blocks.shape[1])
     blocks[:, diagonal, diagonal] += _PROXIMAL
     # The relative shift only guards the factorisation against rounding.
     blocks[:, diagonal, diagonal] *= 1 + 1e-14
     return blocks
-
-
-def _weighted_grams(A: NDArray, weights: NDArray) -> NDArray:
-    """``A^T diag(c_j) A`` for every column ``c_j``."""
-    first, second = np.triu_indices(A.shape[1])
-    packed = np.zeros((weights.shape[1], len(first)), dtype=A.dtype)
-    size = max(1, _TABLE_ENTRIES // len(first))
-    for start in range(0, len(A), size):
-        rows = A[start : start + size]
-        packed += weights[start : start + size].T @ (rows[:, first] * rows[:, second])
-    grams = np.empty((weights.shape[1], A.shape[1], A.shape[1]), dtype=A.dtype)
-    grams[:, first, second] = grams[:, second, first] = packed
-    return grams
 
 
 def _step_length(x: NDArray, dx: NDArray) -> float:

@@ -31,8 +31,9 @@ from skcvxbn.solvers.stochastic import has_batches
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
 _CHEAP, _AFFORDABLE = 2e9, 1.2e10
-# With more neurons than this descent goes first, cheap or not: few would be left by the first turn.
-_FEW = 64
+# With more neurons than this descent goes first, cheap or not: few would be left by the first turn. Where
+# rows are many it has come from batches, and is that much the better.
+_FEW, _FEW_MANY_ROWS = 64, 32
 # Widths of the rounded kinks of a round, and where it takes few and short stages.
 _ROUND_WIDTHS, _ROUND_STEPS = (0.03, 0.008, 0.002), 60
 _ROUND_SEVERAL_WIDTHS = (0.1, 0.03, 0.01, 0.003)
@@ -186,8 +187,8 @@ class _Generation:
         self.neurons = self.neurons.joined(problem, newcomers)
 
     def _is_cheap(self) -> bool:
-        few = 0 < int(self._significant().sum()) <= _FEW
-        return few and not self.several and not self.many_rows and self._work() <= _CHEAP
+        few = 0 < int(self._significant().sum()) <= (_FEW_MANY_ROWS if self.many_rows else _FEW)
+        return few and not self.several and self._work() <= _CHEAP
 
     def _affordable(self) -> bool:
         return self._work() <= _AFFORDABLE

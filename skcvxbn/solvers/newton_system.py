@@ -1,20 +1,16 @@
 """Newton systems of the interior point method: ``(F^T W F + B) x = b``, ``B`` block diagonal.
 
 ``F x = sum_j D_j A x_j u_j^T`` maps the neurons to the output, ``W = M M^T`` is the curvature of the loss,
-and ``B`` has one positive definite block a neuron. With ``K = M^T F``, less what the bias reaches, the same
-system reads on the side of the output
-
-    x = B^-1 (b - K^T z) ,    (I + K B^-1 K^T) z = K B^-1 b ,
-
-and there it is well conditioned but for the few directions in which a neuron is still free to move: those
-of the large eigenvalues of ``B_j^-1``. An active cone constraint, and a neuron that vanishes, make the others
-small. So the identity plus the large part, a matrix of low rank that shrinks as the method converges, is
-factorised, and preconditions conjugate gradients on the whole.
+and ``B`` has one positive definite block ``L_j L_j^T`` a neuron. As a rule the unknowns are fewer than the
+rows, and all of them are factorised. In the coordinates ``L^T x`` the matrix is the identity and a part which
+an active cone constraint, or a neuron that vanishes, makes small: so it is well scaled however far the method
+has come. The inner products of the columns of ``F`` are what costs most, and those of a quadratic loss are
+the same in every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +19,8 @@ from scipy import linalg
 from skcvxbn.losses import Curvature
 from skcvxbn.solvers.base import Problem
 
-# Eigenvalues below this are left to conjugate gradients, and those above it too where they are too many.
-_SMALL_EIGENVALUE = 1.0
-_LARGEST_FACTOR = 800
-# The factor can have as many rows as the data have outputs instead; with one output this many. It is the more
-# exact one: softly held directions next to large curvatures cost the other digits.
-_LARGEST_ROWS = 2000
-_MAX_ITER = 100
-
-
-# Iterations of conjugate gradients that the directions of one step take together, about.
-_ITERATIONS_PER_STEP = 25
+# Tables of columns of ``F`` are made of about this many numbers.
+_TABLE_ENTRIES = 2**18
 
 
 class NewtonSystem:
@@ -51,6 +38,8 @@ class NewtonSystem:
 
     def __init__(self, problem: Problem, D: NDArray, U: NDArray) -> None:
         self.problem, self.A, self.D, self.U = problem, problem.A, D, U
+        self._columns = np.ascontiguousarray(self.A.T)
+        self._gram: NDArray | None = None
 
     def fit(self, X: NDArray) -> NDArray:
         """``F x``: of shape (n_samples, n_outputs)."""
@@ -61,11 +50,41 @@ class NewtonSystem:
     def adjoint(self, R: NDArray) -> NDArray:
         """``F^T R``: of shape (rank + 1, n_neurons)."""
         if self.U.shape[1] == 1:
-            return ((self.A * R).T @ self.D) * self.U[:, 0]
+            return ((self._columns * R[:, 0]) @ self.D) * self.U[:, 0]
         return self.A.T @ (self.D * (R @ self.U.T))
 
+    def gram(self, curvature: Curvature) -> NDArray:
+        """``F^T W F``, less what the bias reaches, of shape (n_unknowns, n_unknowns); neurons one by one."""
+        if self._gram is None or not self.problem.loss.quadratic:
+            self._gram = self._weighted_gram(curvature)
+        return self._gram
 
-class FactorisedSystem:
+    def _weighted_gram(self, curvature: Curvature) -> NDArray:
+        (n_samples, rank), n_neurons = self.A.shape, len(self.U)
+        U = np.repeat(self.U, rank, axis=0)
+        gram = np.zeros((len(U),) * 2)
+        cross = np.zeros((self.U.shape[1], len(U)))
+        size = max(1, _TABLE_ENTRIES // len(U))
+        for start in range(0, n_samples, size):
+            rows = slice(start, start + size)
+            H = (self.D[rows, :, None] * self.A[rows, None, :]).reshape(-1, n_neurons * rank)
+            weights = curvature.rows(rows)
+            gram += weights.gram(H, U)
+            if self.problem.fit_intercept:
+                cross += weights.cross(self.A[rows, -1], H, U)
+        if self.problem.fit_intercept:
+            gram -= cross.T @ (inverse_along(self.problem, curvature) @ cross)
+        return gram
+
+
+def inverse_along(problem: Problem, curvature: Curvature) -> NDArray:
+    """Inverse of the curvature along the bias."""
+    along = curvature.along(problem.A[:, -1], problem.n_outputs).astype(np.float64)
+    # One direction of the bias can be without effect: a softmax does not see the sum of its outputs.
+    return np.linalg.pinv(along, hermitian=True, rcond=1e-14)
+
+
+class FactorisedSystem(ABC):
     """``F^T W F + B`` with the bias eliminated, ready to be solved.
 
     Parameters
@@ -88,16 +107,12 @@ class FactorisedSystem:
         self._system, self._curvature = system, curvature
         self._bias = problem.A[:, -1] if problem.fit_intercept else None
         if self._bias is not None:
-            # One direction of the bias can be without effect: a softmax does not see the sum of its outputs.
-            along = curvature.along(self._bias, problem.n_outputs).astype(np.float64)
-            self._inverse_along = np.linalg.pinv(along, hermitian=True, rcond=1e-14)
+            self._inverse_along = inverse_along(problem, curvature)
         self._L_inverse = np.linalg.inv(np.linalg.cholesky(blocks))
-        self._precondition = self._preconditioner(
-            np.matmul(self._L_inverse.transpose(0, 2, 1), self._L_inverse)
-        )
 
-    def solve(self, b: NDArray, tol: float) -> tuple[NDArray, NDArray]:
-        """Solve for `b` of shape (rank + 1, n_neurons), to the relative accuracy `tol`.
+    @abstractmethod
+    def solve(self, b: NDArray, tol: float) -> tuple[NDArray, NDArray, NDArray]:
+        """Solve for `b` of shape (rank + 1, n_neurons), to the relative accuracy `tol` or better.
 
         Returns
         -------
@@ -106,15 +121,9 @@ class FactorisedSystem:
         image : ndarray of shape (n_samples, n_outputs)
             ``W F x``, less what the bias takes of it. With it, rather than with the product, the equations
             ``F^T image + B x = b`` hold whatever the accuracy.
+        fit : ndarray of shape (n_samples, n_outputs)
+            ``F x``.
         """
-        Z = _conjugate_gradients(
-            lambda R: R + self._forward(self._divide(self._backward(R))),
-            self._precondition,
-            self._forward(self._divide(b)),
-            tol,
-        )
-        image = self._curvature.root(self._without_reached(Z))
-        return self._divide(b - self._system.adjoint(image)), image
 
     def best_bias(self, pull: NDArray) -> NDArray:
         """Move of the bias with which ``pull - W E bias`` is orthogonal to its direction."""
@@ -128,122 +137,59 @@ class FactorisedSystem:
             return np.zeros_like(pull)
         return self._curvature @ np.outer(self._bias, self.best_bias(pull))
 
-    def _without_reached(self, Z: NDArray) -> NDArray:
-        """Project on what ``M^T E`` does not reach."""
-        if self._bias is None:
-            return Z
-        reached = self.best_bias(self._curvature.root(Z))
-        return Z - self._curvature.root_transposed(np.outer(self._bias, reached))
+    def _halved(self, X: NDArray) -> NDArray:
+        """``L^-1 x``, of shape (n_neurons, rank + 1)."""
+        return np.matmul(self._L_inverse, X.T[:, :, None])[:, :, 0]
 
-    def _forward(self, X: NDArray) -> NDArray:
-        return self._without_reached(self._curvature.root_transposed(self._system.fit(X)))
-
-    def _backward(self, Z: NDArray) -> NDArray:
-        return self._system.adjoint(self._curvature.root(self._without_reached(Z)))
+    def _restored(self, Y: NDArray) -> NDArray:
+        """``L^-T y`` for `Y` of shape (n_neurons, rank + 1)."""
+        return np.matmul(self._L_inverse.transpose(0, 2, 1), Y[:, :, None])[:, :, 0].T
 
     def _divide(self, X: NDArray) -> NDArray:
         # The two triangular factors, and not their product, keep what the stiff directions need.
-        half = np.matmul(self._L_inverse, X.T[:, :, None])
-        return np.matmul(self._L_inverse.transpose(0, 2, 1), half)[:, :, 0].T
-
-    def _preconditioner(self, B_inverse: NDArray) -> Callable[[NDArray], NDArray]:
-        """Inverse of ``I + V V^T``, ``V`` being ``K`` times the large part of the root of ``B^-1``."""
-        system, curvature = self._system, self._curvature
-        eigenvalues, Q = np.linalg.eigh(B_inverse)
-        threshold = _SMALL_EIGENVALUE / max(curvature.largest, 1.0)
-        limit = _largest_part(system.problem, eigenvalues.size)
-        if eigenvalues.size > limit:
-            threshold = max(threshold, float(np.partition(eigenvalues, -limit, axis=None)[-limit]))
-        neuron, index = np.nonzero(eigenvalues > threshold)
-        if len(neuron) == 0:
-            return lambda R: R
-        H = system.A @ (Q[neuron, :, index] * np.sqrt(eigenvalues[neuron, index])[:, None]).T
-        H *= system.D[:, neuron]
-        U = system.U[neuron]
-        if len(neuron) > len(H) * U.shape[1] and _keeps_rows(system.problem):
-            columns = self._columns(H, U)
-            rows = _factor(columns @ columns.T)
-            return lambda R: linalg.cho_solve(rows, R.ravel(), check_finite=False).reshape(R.shape)
-        gram = curvature.gram(H, U)
-        if self._bias is not None:
-            cross = curvature.cross(self._bias, H, U)
-            gram -= cross.T @ (self._inverse_along @ cross)
-        factor = _factor(gram)
-
-        def precondition(R: NDArray) -> NDArray:
-            reached = ((H.T @ curvature.root(self._without_reached(R))) * U).sum(axis=1)
-            taken = linalg.cho_solve(factor, reached, check_finite=False)
-            return R - self._without_reached(curvature.root_transposed(H @ (taken[:, None] * U)))
-
-        return precondition
-
-    def _columns(self, H: NDArray, U: NDArray) -> NDArray:
-        """Columns of ``K`` for the columns ``h_j u_j^T`` of ``F``, each of length n_samples * n_outputs."""
-        n_outputs = U.shape[1]
-        # The transposed root is a matrix for every row, whose columns are the images of the units.
-        units = (np.broadcast_to(unit, (len(H), n_outputs)) for unit in np.eye(n_outputs, dtype=H.dtype))
-        root = np.stack([self._curvature.root_transposed(unit) for unit in units], axis=-1)
-        columns = ((root @ U.T) * H[:, None, :]).reshape(len(H) * n_outputs, len(U))
-        if self._bias is None:
-            return columns
-        reached = (root * self._bias[:, None, None]).reshape(len(columns), n_outputs)
-        return columns - reached @ (self._inverse_along @ (reached.T @ columns))
+        return self._restored(self._halved(X))
 
 
-def work_of_system(problem: Problem, n_neurons: int) -> float:
-    """Multiplications to factorise the system and solve it for the directions of one step, roughly."""
-    n_samples, rank = problem.shape
-    part = _largest_part(problem, rank * n_neurons)
-    rows = n_samples * problem.n_outputs
-    if part > rows and _keeps_rows(problem):
-        factor = 0.5 * part * rows**2 + rows**3 / 6
-    else:
-        factor = 0.5 * n_samples * part**2 + part**3 / 6
-    return factor + _ITERATIONS_PER_STEP * 2.0 * n_samples * rank * n_neurons
+class DirectSystem(FactorisedSystem):
+    """The whole system, factorised in the coordinates ``y = L^T x``: ``(I + L^-1 F^T W F L^-T) y = L^-1 b``.
 
+    Parameters
+    ----------
+    system : NewtonSystem
+        ``F``.
+    curvature : Curvature
+        ``W``.
+    blocks : ndarray of shape (n_neurons, rank + 1, rank + 1)
+        The blocks of ``B``.
 
-def _largest_part(problem: Problem, unknowns: int) -> int:
-    """How many directions the preconditioner may keep."""
-    return unknowns if _keeps_rows(problem) else min(unknowns, _LARGEST_FACTOR)
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a block is not positive definite.
+    """
 
+    def __init__(self, system: NewtonSystem, curvature: Curvature, blocks: NDArray) -> None:
+        super().__init__(system, curvature, blocks)
+        n_neurons, rank = blocks.shape[:2]
+        matrix = system.gram(curvature)
+        for _ in range(2):
+            # From the left, one neuron's rows at a time; the matrix is symmetric.
+            matrix = np.matmul(self._L_inverse, matrix.reshape(n_neurons, rank, -1)).reshape(matrix.shape).T
+        self._matrix = np.ascontiguousarray(matrix)
+        self._matrix.flat[:: len(matrix) + 1] += 1
+        self._factor = linalg.cho_factor(self._matrix, lower=True, check_finite=False)
 
-def _keeps_rows(problem: Problem) -> bool:
-    """Whether the factor may have as many rows as the data have outputs."""
-    if problem.n_outputs == 1:
-        return problem.shape[0] <= _LARGEST_ROWS
-    return problem.shape[0] * problem.n_outputs <= _LARGEST_FACTOR
+    def solve(self, b: NDArray, tol: float) -> tuple[NDArray, NDArray, NDArray]:
+        """Solve to the accuracy of floating point."""
+        half = self._halved(b)
+        y = self._divided(half.ravel())
+        # Once more for the residual: soft directions next to stiff ones lose digits.
+        y += self._divided(half.ravel() - self._matrix @ y)
+        fit = self._system.fit(self._restored(y.reshape(half.shape)))
+        pull = self._curvature @ fit
+        image = pull - self.taken_by_bias(pull)
+        return self._divide(b - self._system.adjoint(image)), image, fit
 
-
-def _conjugate_gradients(
-    apply: Callable[[NDArray], NDArray],
-    precondition: Callable[[NDArray], NDArray],
-    b: NDArray,
-    tol: float,
-) -> NDArray:
-    """Solve ``apply(x) = b`` to the relative accuracy `tol` in the norm of the inverse preconditioner."""
-    residual = b
-    step = precondition(residual)
-    X = np.zeros_like(b)
-    squared = first = float(np.vdot(residual, step))
-    for _ in range(_MAX_ITER):
-        if squared <= tol**2 * first:
-            break
-        image = apply(step)
-        curvature = float(np.vdot(step, image))
-        if curvature <= 0:
-            # Underflow: what is left of the residual is nothing.
-            break
-        length = squared / curvature
-        X = X + length * step
-        residual = residual - length * image
-        solved = precondition(residual)
-        new_squared = float(np.vdot(residual, solved))
-        step = solved + (new_squared / squared) * step
-        squared = new_squared
-    return X
-
-
-def _factor(M: NDArray) -> tuple[NDArray, bool]:
-    """Cholesky factor of ``I + M``."""
-    M.flat[:: len(M) + 1] += 1
-    return linalg.cho_factor(M, lower=True, overwrite_a=True, check_finite=False)
+    def _divided(self, half: NDArray) -> NDArray:
+        solved: NDArray = linalg.cho_solve(self._factor, half, check_finite=False)
+        return solved

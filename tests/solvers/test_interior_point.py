@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def value(problem, patterns, U, S):
     return 0.5 * np.sum(R**2) + problem.beta * np.linalg.norm(S, axis=0).sum()
 
 
-# Fewer rows than unknowns and more: both ways of solving the Newton system.
+# Fewer rows than unknowns and more: both ways to solve the Newton system.
 SIZES = [(12, 2, 6), (10, 3, 12), (60, 2, 5), (40, 5, 4), (8, 1, 1)]
 
 
@@ -81,6 +81,27 @@ def test_both_ways_of_solving_the_newton_system_agree(fit_intercept):
     assert 8 * 4 > 12
     np.testing.assert_allclose(rows, unknowns, atol=1e-6)
     assert value(problem, patterns, U, rows) == pytest.approx(value(problem, patterns, U, unknowns), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("near", [True, False])
+def test_constraints_that_were_not_looked_at_join_where_they_are_needed(near, n_outputs, monkeypatch):
+    problem, patterns, U, S = instance(60, 3, 6, n_outputs, True)
+    expected, expected_S = by_cvxpy(problem, patterns, U)
+    for name, least in (("_FEWEST", 2), ("_PER_DIRECTION", 0), ("_SHARE", 0.0)):
+        monkeypatch.setattr(interior_point, name, least)
+    numbers, cones = [], interior_point.ConeConstraints
+    monkeypatch.setattr(
+        interior_point, "ConeConstraints", lambda *args: numbers.append(args[-1]) or cones(*args)
+    )
+    guess = expected_S if near else np.random.default_rng(3).standard_normal(S.shape)
+    solution = solve_over_arrangements(problem, patterns, U, guess, tol=1e-10)[0]
+    # Two constraints cannot hold four directions.
+    assert numbers[0] == 2
+    assert len(numbers) > 1
+    assert all(more > fewer for fewer, more in pairwise(numbers))
+    assert value(problem, patterns, U, solution) == pytest.approx(expected, rel=1e-7)
+    assert (np.where(patterns, 1, -1) * (problem.A @ solution)).min() >= -1e-8
 
 
 LOSSES = {
