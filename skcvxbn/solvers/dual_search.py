@@ -12,6 +12,7 @@ from skcvxbn.arrays import Array, astype, concat, lengths, like, numpy_dtype, ta
 from skcvxbn.solvers.base import Options, Problem
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
+    BRIEF,
     BROAD,
     NEARBY,
     QUICK,
@@ -20,6 +21,7 @@ from skcvxbn.solvers.search import (
     Candidates,
     Stages,
     affordable_starts,
+    quick_stages,
     random_starts,
     search,
     starts_for,
@@ -27,6 +29,8 @@ from skcvxbn.solvers.search import (
 )
 
 _QUICK_STARTS = 64
+# A broad search has no more where the convex program is cheap.
+_BROAD_STARTS = 128
 # Tolerance from which on a looser one takes fewer starts.
 _PRECISE = 1e-4
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
@@ -96,7 +100,8 @@ class DualSearch:
 
         If it is worth any multiplications, the search is broad and takes about so many, or more.
         """
-        self.found = self._searched(neurons.R, neurons, BROAD if worth else QUICK, worth=worth)
+        stages = BROAD if worth else quick_stages(self._problem.A, self._problem.rows)
+        self.found = self._searched(neurons.R, neurons, stages, worth=worth)
         self._n_tried += 1
         self.refute()
         # Broad searches are blind to all that is not violated.
@@ -147,7 +152,11 @@ class DualSearch:
         A = (self._single if options.tol >= 1e-5 else self._problem).A
         # A gap of percents needs no violation to the last digit.
         effort = math.sqrt(min(1.0, _PRECISE / options.tol))
-        wanted = _QUICK_STARTS if stages is QUICK else max(8, int(times * effort * options.search_starts))
+        wanted = max(8, int(times * effort * options.search_starts))
+        if stages is BROAD:
+            wanted = min(wanted, _BROAD_STARTS)
+        elif stages in (QUICK, BRIEF):
+            wanted = _QUICK_STARTS
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
         if worth:
             n_starts = max(n_starts, min(starts_for(worth, A, stages, rows), _MOST_STARTS))

@@ -6,18 +6,19 @@ maximum, and those that will not come to matter, are left out.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, Rows, astype, concat, inner_products, namespace, numpy_dtype, take, to_numpy
+from skcvxbn.arrays import Array, Rows, astype, concat, namespace, numpy_dtype, take, to_numpy
 from skcvxbn.solvers.climb import Landscape, Stage, unit
 
 Stages = tuple[Stage, ...]
 
 QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
+# Half of that, for a slightly lower maximum.
+BRIEF = (Stage(16, 6, 48, 0.3), Stage(6, 10, None, 0.0))
 THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
 # Rounded landscapes lead most starts to the widest maxima; this finds the others.
 SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
@@ -27,12 +28,11 @@ BROAD = (Stage(10, 12, None, 0.3, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10,
 # What is known to be near a maximum takes the last stage only.
 NEARBY = BROAD[-1:]
 # Multiplications a search may cost.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, THOROUGH: 4e9, SHARP: 4e9, BROAD: 8e9}
+_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, BRIEF: 2e9, THOROUGH: 4e9, SHARP: 4e9, BROAD: 8e9}
+# Starts of a search, at least, and how many times that a quick one with so few may cost.
+_FEWEST, _DEAREST = 8, 10.0
 # Share of the starts of a broad search that is left after each stage, roughly.
 _LEFT = 0.5
-# On many rows a sample of about this many is climbed on; all of them have the last word.
-_SAMPLE_ROWS = 2**13
-_LAST_WORD = (Stage(4, 10, None, 0.0),)
 _ALL_ROWS = Rows()
 
 
@@ -79,17 +79,24 @@ def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows 
     return starts_for(effort * _AFFORDABLE[stages], A, stages, rows)
 
 
+def quick_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
+    """Stages of a quick search of data of this size."""
+    n_rows, rank = rows.count(A), A.shape[1]
+    n_steps = sum(stage.n_outer * stage.n_inner for stage in QUICK)
+    return QUICK if _FEWEST * n_steps * 2.0 * n_rows * rank <= _DEAREST * _AFFORDABLE[QUICK] else BRIEF
+
+
 def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of about so many multiplications has, at least 8."""
     n_rows, rank = rows.count(A), A.shape[1]
-    n_steps = work / (2.0 * n_rows * rank / _stride(n_rows, rank))
+    n_steps = work / (2.0 * n_rows * rank)
     # Of some only so many go on to the last stage, of others a share to each.
     n_kept = stages[0].n_kept
     steps = [stage.n_outer * stage.n_inner for stage in stages]
     if n_kept is None:
-        return max(8, int(n_steps / sum(_LEFT**k * n for k, n in enumerate(steps))))
+        return max(_FEWEST, int(n_steps / sum(_LEFT**k * n for k, n in enumerate(steps))))
     n_starts = n_steps / sum(steps)
-    return max(8, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * steps[1]) / steps[0]))
+    return max(_FEWEST, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * steps[1]) / steps[0]))
 
 
 def random_starts(
@@ -135,10 +142,6 @@ def search(
         Distinct local maxima.
     """
     S, U = unit(S, axis=0), unit(U, axis=1)
-    stride = _stride(rows.count(A), A.shape[1])
-    if stride > 1:
-        found = search(*_sample(A, R, stride, rows), S, U, stages=stages, rows=rows, enough=enough)
-        S, U, stages = found.S, found.U, _LAST_WORD
     landscape = Landscape(A, R, rows)
     found = Candidates(S, U, np.zeros(S.shape[1]))
     for stage in stages:
@@ -155,19 +158,6 @@ def search(
 
 def _ordered(S: Array, U: Array, values: NDArray) -> Candidates:
     return Candidates(S, U, values).take(np.argsort(-values, kind="stable"))
-
-
-def _stride(n_rows: int, rank: int) -> int:
-    enough = max(_SAMPLE_ROWS, 16 * rank)
-    return n_rows // enough if n_rows >= 4 * enough else 1
-
-
-def _sample(A: Array, R: Array, stride: int, rows: Rows) -> tuple[Array, Array]:
-    """Evenly spaced rows, scaled so that the columns of the sample have at most length one together."""
-    every = np.arange(0, A.shape[0], stride)
-    sample = take(A, every, axis=0)
-    gram = to_numpy(rows.total(inner_products(sample))).astype(np.float64)
-    return sample / math.sqrt(np.linalg.eigvalsh(gram)[-1]), take(R, every, axis=0)
 
 
 def verified(A: Array, R: Array, candidates: Candidates, rows: Rows = _ALL_ROWS) -> Candidates:

@@ -7,13 +7,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn.solvers import climb as climb_module
-from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.climb import Stage
 from skcvxbn.solvers.search import (
+    BRIEF,
     BROAD,
     QUICK,
     THOROUGH,
     affordable_starts,
+    quick_stages,
     random_starts,
     search,
     verified,
@@ -204,20 +205,6 @@ def test_a_dual_point_of_one_sign(sign):
     assert found.largest >= value(A, R, directions / np.linalg.norm(directions, axis=0)).max()
 
 
-def test_many_rows_are_climbed_on_a_sample_and_judged_on_all(monkeypatch):
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((4000, 4))
-    A = whiten(X).A
-    R = np.sin(X[:, :1] * 2) + 0.3 * rng.standard_normal((4000, 1))
-    R /= np.linalg.norm(R)
-    full = run(A, R)
-    monkeypatch.setattr(search_module, "_SAMPLE_ROWS", 500)
-    sampled = run(A, R)
-    assert 0.999 * full.largest <= sampled.largest <= full.largest * (1 + 1e-6)
-    again = verified(A, R, sampled)
-    assert_allclose(again.values, sampled.values, rtol=1e-9)
-
-
 def test_candidates_of_single_precision_are_verified_in_double():
     A, R = instance(30, 3, 2)
     narrow = verified(A, R, run(A.astype(np.float32), R.astype(np.float32)))
@@ -226,6 +213,14 @@ def test_candidates_of_single_precision_are_verified_in_double():
     exact = np.linalg.norm(np.maximum(A @ narrow.S, 0).T @ R, axis=1)
     assert_allclose(narrow.values, exact, rtol=1e-12)
     assert (np.diff(narrow.values) <= 0).all()
+
+
+def test_a_quick_search_is_brief_where_its_fewest_starts_are_dear():
+    assert quick_stages(np.broadcast_to(1.0, (20_000, 50))) is QUICK
+    assert quick_stages(np.broadcast_to(1.0, (50_000, 200))) is BRIEF
+    A, R = instance(30, 3, 2)
+    full, brief = (run(A, R, stages=stages) for stages in (QUICK, BRIEF))
+    assert 0.98 * full.largest <= brief.largest <= full.largest * (1 + 1e-6)
 
 
 def test_starts_are_as_many_as_the_budget_allows():
