@@ -55,8 +55,8 @@ _NARROWING = 0.9
 # Rounds that lower the objective by a smaller share of the tolerance, turns of the gap, are standing still.
 _STANDSTILL = 0.03
 # Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
-# make the end.
-_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_WAY_MANY_ROWS = 5e-3, 1e-4, 1e-5
+# make the end; with several outputs, by less where the program is dear.
+_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_WAY_DEAR, _GIVE_WAY_MANY_ROWS = 5e-3, 1e-4, 1e-5, 1e-5
 _GIVE_UP = 1e-2
 # The same where rows are many: for each multiplication of a step of theirs, and at most.
 _GIVE_UP_PER_WORK, _GIVE_UP_MANY_ROWS = 2e-12, 2e-3
@@ -320,7 +320,7 @@ class _Generation:
         if self._affordable():
             if self._is_cheap():
                 self.way = _Way.TURNS
-            elif again and progress < (_GIVE_WAY_SEVERAL if self.several else _GIVE_WAY):
+            elif again and progress < self._share_to_give_way():
                 self._give_way()
         elif again and progress < max(tol, _GIVE_UP):
             self._give_up()
@@ -328,6 +328,11 @@ class _Generation:
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
         if far and again and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
             self._give_up()
+
+    def _share_to_give_way(self) -> float:
+        if not self.several:
+            return _GIVE_WAY
+        return _GIVE_WAY_SEVERAL if self._work() <= _FAR_WORK else _GIVE_WAY_DEAR
 
     def _give_way(self) -> None:
         # Turns would cost the diversity of hundreds of neurons; several outputs need them.
