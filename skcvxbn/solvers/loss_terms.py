@@ -26,6 +26,9 @@ Array = NDArray[Any]
 _MARGIN = 0.05
 # Rounding of the kinks at which it is taken.
 _ROUNDING = 0.1
+# Between its bounds the dual variable is the residual, over the rounding: a bound beyond so many times the
+# largest target is none.
+_REACH = 1e6
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,17 @@ def loss_term(problem: Problem, fit: Array) -> LossTerm:
         The loss there.
     """
     box = problem.loss.box
-    return _SmoothTerm(problem, fit, None) if box is None else _BoxedTerm.start(problem, box, fit)
+    return _SmoothTerm(problem, fit, None) if box is None else _BoxedTerm.start(problem, _near(box), fit)
+
+
+def _near(box: Box) -> Box:
+    """Leave out bounds that are out of reach: their products would drown all others."""
+    reach = _REACH * float(np.abs(box.target).max(initial=0.0))
+    lower, upper = (
+        np.where(box.rounding * np.abs(bound) > reach, np.copysign(np.inf, bound), bound)
+        for bound in (box.lower, box.upper)
+    )
+    return Box(box.target, box.rounding, lower, upper)
 
 
 class _SmoothTerm:

@@ -139,6 +139,18 @@ def test_the_dual_point_bounds_every_loss(loss, n_outputs, fit_intercept):
         np.testing.assert_allclose(problem.A[:, -1] @ R, 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("epsilon", [1e3, 1e8, 1e300])
+def test_bounds_out_of_reach_change_nothing(epsilon):
+    problem, patterns, U, S = instance(30, 3, 8, 1, True)
+    expected = solve_over_arrangements(problem, patterns, U, S, tol=1e-9)[0]
+    loss = huber(problem.loss.target, np.ones(30), epsilon)
+    with np.errstate(over="raise", invalid="raise"):
+        solution = solve_over_arrangements(replace(problem, loss=loss), patterns, U, S, tol=1e-9)[0]
+    assert value(problem, patterns, U, solution) == pytest.approx(
+        value(problem, patterns, U, expected), rel=1e-8
+    )
+
+
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
 def test_the_guess_does_not_matter(size):
     problem, patterns, U, S = instance(20, 2, 5, 1, True)
