@@ -128,7 +128,7 @@ def solve_over_arrangements(
     tol : float
         Relative duality gap to reach.
     max_iter : int
-        Largest number of Newton steps.
+        Largest number of Newton steps, anew whenever constraints join.
     deadline : float
         Value of ``time.monotonic()`` after which no step is begun.
 
@@ -142,7 +142,7 @@ def solve_over_arrangements(
     D = patterns.astype(problem.A.dtype)
     sign = 2 * D - 1
     system = NewtonSystem(problem, D, U)
-    n_constraints, distance = _n_constraints(problem), _margins(problem, sign, S)
+    n_constraints, distance = _n_constraints(problem), _per_length(sign * (problem.A @ S), S)
     while True:
         cones = ConeConstraints(problem.A, sign, distance, n_constraints)
         start = _starting_point(system, cones, S)
@@ -152,7 +152,7 @@ def solve_over_arrangements(
         outside = np.linalg.norm(np.minimum(margins, 0), axis=0).max(initial=0.0)
         if n_constraints >= len(D) or outside * problem.beta <= tol * value or time.monotonic() >= deadline:
             return S, problem.feasible(point.term.R)
-        distance = np.minimum(distance, _margins(problem, sign, S))
+        distance = np.minimum(distance, _per_length(margins, S))
         n_constraints *= _MORE
 
 
@@ -161,10 +161,10 @@ def _n_constraints(problem: Problem) -> int:
     return min(n_samples, max(_FEWEST, _PER_DIRECTION * rank, round(_SHARE * n_samples)))
 
 
-def _margins(problem: Problem, sign: NDArray, S: NDArray) -> NDArray:
-    """Distance of each neuron from each of its constraints."""
+def _per_length(margins: NDArray, S: NDArray) -> NDArray:
+    """Margins of the neurons if they had length one."""
     lengths = np.linalg.norm(S, axis=0)
-    return sign * (problem.A @ (S / np.where(lengths > 0, lengths, 1.0)))
+    return margins / np.where(lengths > 0, lengths, 1.0)
 
 
 def _solve(

@@ -107,8 +107,9 @@ def loss_term(problem: Problem, fit: Array) -> LossTerm:
 def _near(box: Box) -> Box:
     """Leave out bounds that are out of reach: their products would drown all others."""
     reach = _REACH * float(np.abs(box.target).max(initial=0.0))
+    farthest = reach / box.rounding if box.rounding > 0 else np.inf
     lower, upper = (
-        np.where(box.rounding * np.abs(bound) > reach, np.copysign(np.inf, bound), bound)
+        np.where(np.abs(bound) > farthest, np.copysign(np.inf, bound), bound)
         for bound in (box.lower, box.upper)
     )
     return Box(box.target, box.rounding, lower, upper)

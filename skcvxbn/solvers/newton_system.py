@@ -11,6 +11,7 @@ the same in every step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +39,11 @@ class NewtonSystem:
 
     def __init__(self, problem: Problem, D: NDArray, U: NDArray) -> None:
         self.problem, self.A, self.D, self.U = problem, problem.A, D, U
-        self._columns = np.ascontiguousarray(self.A.T)
         self._gram: NDArray | None = None
+
+    @cached_property
+    def _columns(self) -> NDArray:
+        return np.ascontiguousarray(self.A.T)
 
     def fit(self, X: NDArray) -> NDArray:
         """``F x``: of shape (n_samples, n_outputs)."""
@@ -153,19 +157,7 @@ class FactorisedSystem(ABC):
 class DirectSystem(FactorisedSystem):
     """The whole system, factorised in the coordinates ``y = L^T x``: ``(I + L^-1 F^T W F L^-T) y = L^-1 b``.
 
-    Parameters
-    ----------
-    system : NewtonSystem
-        ``F``.
-    curvature : Curvature
-        ``W``.
-    blocks : ndarray of shape (n_neurons, rank + 1, rank + 1)
-        The blocks of ``B``.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a block is not positive definite.
+    Parameters and errors are those of `FactorisedSystem`.
     """
 
     def __init__(self, system: NewtonSystem, curvature: Curvature, blocks: NDArray) -> None:

@@ -39,27 +39,7 @@ _STEPS = 20
 
 
 def factorised(system: NewtonSystem, curvature: Curvature, blocks: NDArray) -> FactorisedSystem:
-    """Factorise a system in the way that is the cheaper one for its size.
-
-    Parameters
-    ----------
-    system : NewtonSystem
-        ``F``.
-    curvature : Curvature
-        ``W``.
-    blocks : ndarray of shape (n_neurons, rank + 1, rank + 1)
-        The blocks of ``B``.
-
-    Returns
-    -------
-    FactorisedSystem
-        The factors.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a block is not positive definite.
-    """
+    """Factorise a system in the way that is the cheaper one for its size; see `FactorisedSystem`."""
     kind = DirectSystem if _is_direct(system.problem, len(blocks)) else PreconditionedSystem
     return kind(system, curvature, blocks)
 
@@ -67,19 +47,7 @@ def factorised(system: NewtonSystem, curvature: Curvature, blocks: NDArray) -> F
 class PreconditionedSystem(FactorisedSystem):
     """The system by conjugate gradients, of which the large part is factorised.
 
-    Parameters
-    ----------
-    system : NewtonSystem
-        ``F``.
-    curvature : Curvature
-        ``W``.
-    blocks : ndarray of shape (n_neurons, rank + 1, rank + 1)
-        The blocks of ``B``.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a block is not positive definite.
+    Parameters and errors are those of `FactorisedSystem`.
     """
 
     def __init__(self, system: NewtonSystem, curvature: Curvature, blocks: NDArray) -> None:
