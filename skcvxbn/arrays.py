@@ -51,7 +51,7 @@ _FEWEST_COLUMNS = 64
 # From more columns on libraries multiply a transposed matrix as fast as any.
 _FEW_COLUMNS = 16
 # Rows that a processor takes together: so many that what they need stays in its cache.
-_BLOCK = 1024
+_BLOCK = 512
 # Numbers that the rows of a pattern are told apart by. Their sums are exact in float64 up to 2^27 rows.
 _N_NUMBERS, _NUMBER_BITS = 3, 26
 

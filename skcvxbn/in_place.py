@@ -36,6 +36,18 @@ def clip(x: Array, upper: Array | float, out: Array) -> Array:
     return namespace(out).minimum(_between(x, None, out), upper, out=out)
 
 
+def clip_both(x: Array, bound: float, out: Array) -> Array:
+    """``out = min(max(x, -bound), bound)``."""
+    if is_torch_array(out):
+        return namespace(out).clamp(x, -bound, bound, out=out)
+    return np.clip(x, -bound, bound, out=out)
+
+
+def positive(x: Array, out: Array) -> Array:
+    """``out = 1`` where ``x > 0``, else 0."""
+    return namespace(out).greater(x, 0, out=out)
+
+
 def relu(x: Array) -> Array:
     """``x = max(x, 0)``."""
     return _between(x, None, x)

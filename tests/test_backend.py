@@ -220,7 +220,7 @@ def test_rows_are_taken_all_at_once_on_a_gpu(torch, monkeypatch):
     X, y = data(3000, 4)
     monkeypatch.setattr(neuron_generation, "_AFFORDABLE", 0)
     parameters = {"backend": "torch", "device": "cpu", "beta_ratio": 0.1, "tol": 1e-2, "random_state": 0}
-    assert len(row_blocks(torch.zeros(3000, 1))) == 3
+    assert len(row_blocks(torch.zeros(3000, 1))) == 6
     one = ConvexBNRegressor(**parameters).fit(X, y)
     monkeypatch.setattr(arrays, "on_processor", lambda x: False)
     assert len(row_blocks(torch.zeros(3000, 1))) == 1

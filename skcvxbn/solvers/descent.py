@@ -216,13 +216,17 @@ class _SmoothNetwork:
         """Inner products of `R` with the derivatives of the output."""
         gradient_S, gradient_V = zeros((V.shape[0], self.problem.A.shape[1]), V), zeros(V.shape, V)
         for rows in self.blocks:
-            H, taken = self.hidden[rows, :], R[rows, :]
+            A, taken = self.problem.A[rows, :], R[rows, :]
+            H, slope = self.hidden[rows, :], self.slope[rows, :]
             moved = self.block[: H.shape[0], :]
             gradient_V += (taken.T @ H).T
-            in_place.matmul(taken, V.T, out=moved)
-            moved *= self.slope[rows, :]
-            # This way round NumPy's libraries are faster.
-            gradient_S += moved.T @ self.problem.A[rows, :]
+            # These ways round NumPy's libraries are faster.
+            if V.shape[1] == 1:
+                gradient_S += V * (slope.T @ (A * taken))
+            else:
+                in_place.matmul(taken, V.T, out=moved)
+                moved *= slope
+                gradient_S += moved.T @ A
         return gradient_S.T, gradient_V
 
 

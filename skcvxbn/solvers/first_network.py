@@ -18,12 +18,12 @@ _SEVERAL_WIDTHS = (0.1, 0.05, 0.03)
 _DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
 _DEAR_WIDTHS, _DEAR_STEPS = (0.5, 0.1, 0.02), 60
 # What is left to descent after training on batches.
-_LAST_WIDTHS, _LAST_DEAR_STEPS = (0.03,), 30
+_LAST_WIDTHS, _LAST_DEAR_STEPS = (0.03,), 8
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _TOL, TOL_SHARE = 1e-4, 0.02
 # Number of neurons: more where the regularisation is weak, fewer where each is dear, and for one output where
 # batches lead them to better places.
-_WIDTH, _WIDTH_AFTER_BATCHES, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 18, 128, 512, 2e10
+_WIDTH, _WIDTH_AFTER_BATCHES, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 12, 128, 512, 2e10
 # From this tolerance on half as many will do.
 _LOOSE = 3e-2
 
