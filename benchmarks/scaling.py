@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
-from skcvxbn.solvers.climb import Stage
+from skcvxbn.solvers.convex_concave import Sharp
 from skcvxbn.solvers.descent import descend
 from skcvxbn.solvers.search import search
 
@@ -66,7 +66,7 @@ def _measure(*, rows: int, directions: int, neurons: int, outputs: int, repeats:
         start = process_time()
         descend(problem, S, V, widths=(0.1,), n_steps=DESCENT_STEPS)
         middle = process_time()
-        search(A, R, S, V, stages=(Stage(1, PROJECTIONS, None, 0.0),))
+        search(A, R, S, V, stages=(Sharp(1, PROJECTIONS),))
         descents.append((middle - start) / DESCENT_STEPS)
         searches.append(process_time() - middle)
     return float(np.median(descents)), float(np.median(searches))

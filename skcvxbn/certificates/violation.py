@@ -19,7 +19,7 @@ from skcvxbn.certificates.regions import (
     minimise,
     relax,
 )
-from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
+from skcvxbn.solvers.search import NARROW, QUICK, affordable_starts, random_starts, search
 
 _STARTS = 64
 # Entries of one block of regions times rows: small enough to stay in the cache.
@@ -158,12 +158,12 @@ def bound_violation(
 
 def _first_incumbent(rows: Rows, S: NDArray | None, target: float, tol: float) -> _Incumbent:
     q = rows.A.shape[1]
-    n_starts = min(_STARTS, affordable_starts(rows.A, THOROUGH))
+    n_starts = min(_STARTS, affordable_starts(rows.A, NARROW))
     starts, signs = random_starts(q, 1, n_starts, np.random.RandomState(0))
     if S is not None:
         starts = np.hstack([S, S, starts])
         signs = np.vstack([np.repeat([[1.0], [-1.0]], S.shape[1], axis=0), signs])
-    found = search(rows.A, rows.v[:, None], starts.astype(np.float64), signs, stages=THOROUGH)
+    found = search(rows.A, rows.v[:, None], starts.astype(np.float64), signs, stages=NARROW)
     return _Incumbent(found.largest, found.S[:, 0], float(found.U[0, 0]), target, tol)
 
 

@@ -15,8 +15,8 @@ from functools import partial
 import numpy as np
 
 from skcvxbn.arrays import astype, concat, like, to_numpy, zeros
+from skcvxbn.solvers.ascent import Rounded
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced
-from skcvxbn.solvers.climb import Stage
 from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import Candidates, random_starts, search, verified
@@ -34,7 +34,9 @@ _FIRST_WIDTH, _LARGEST_WIDTH = 64, 256
 # Operations on numbers of a forward pass that the largest width may not exceed, and those of one neuron up to
 # which rounds are cheap; a kink takes this many.
 _DEAREST_PASS, _CHEAP_NEURON, _KINK = 3e7, 6e4, 16
-_STARTS, _STAGES = 16, (Stage(10, 6, 48, 0.3),)
+_STARTS, _STAGES = 48, (Rounded((0.3, 0.05, 0.01), 8, 48),)
+# Neurons that may join, at least.
+_LEAST_ROOM = 16
 # Share of the largest neuron below which one leaves.
 _NEGLIGIBLE = 1e-3
 
@@ -108,7 +110,7 @@ class _Path:
         if len(self.neurons) == 0:
             S, V = random_network(self.single, _FIRST_WIDTH, self.options.rng)
             self.neurons = Neurons.of_network(problem, S, V, 0.0)
-        room = max(self.largest_width - len(self.neurons), _STARTS)
+        room = max(self.largest_width - len(self.neurons), _LEAST_ROOM)
         violating = np.flatnonzero(self.found.values > problem.beta)
         if len(violating):
             self.neurons = self.neurons.joined(problem, self.found.take(violating[:room]))

@@ -14,9 +14,9 @@ from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
+    NARROW,
     NEARBY,
     QUICK,
-    SHARP,
     THOROUGH,
     Candidates,
     Stages,
@@ -25,22 +25,23 @@ from skcvxbn.solvers.search import (
     random_starts,
     search,
     starts_for,
+    starts_near,
     verified,
 )
 
-_QUICK_STARTS = 64
+_QUICK_STARTS = 128
 # A broad search has no more where the convex program is cheap.
 _BROAD_STARTS = 128
 # Tolerance from which on a looser one takes fewer starts.
 _PRECISE = 1e-4
 # Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
 # this tolerance on its margin covers what short climbs miss.
-_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, SHARP, SHARP), (QUICK, QUICK), 3e-2
+_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, NARROW, NARROW), (QUICK, QUICK), 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-# A sharp batch is larger by one for so many bounds that were tried, up to so many times.
-_TRIED, _LARGEST = 4, 4
+# A narrow batch is larger by one for so many bounds that were tried, up to so many times.
+_TRIED, _LARGEST = 8, 4
 # Random starts of a broad search, at most: it compares all with all.
 _MOST_STARTS = 4096
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
@@ -119,7 +120,7 @@ class DualSearch:
         largest, slack = 0.0, 1 + 1e-3 * self._options.tol
         batches = _LOOSE_BATCHES if self._options.tol >= _LOOSE else _BATCHES
         for number, stages in enumerate(batches, start=1):
-            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is SHARP else 1
+            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is NARROW else 1
             self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
             self.refute()
             if number > 1 and self.found.largest <= largest * slack:
@@ -160,22 +161,31 @@ class DualSearch:
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
         if worth:
             n_starts = max(n_starts, min(starts_for(worth, A, stages, rows), _MOST_STARTS))
-        random = random_starts(A.shape[1], R.shape[1], n_starts, options.rng)
-        random_S, random_U = (like(M.astype(numpy_dtype(A)), A) for M in random)
-        narrow_R = astype(R, numpy_dtype(A))
+        narrow_R, beta = astype(R, numpy_dtype(A)), self._problem.beta
         if stages is BROAD:
-            beta = self._problem.beta
             S, U = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
-            new = search(A, narrow_R, random_S, random_U, stages=stages, rows=rows, enough=beta)
-            found = search(A, narrow_R, S, U, stages=NEARBY, rows=rows).joined(new)
         else:
             S, U = self._most_violated(R, neurons, self.found, 0.0, n_starts)
-            S, U = concat([S, random_S], axis=1), concat([U, random_U], axis=0)
+        new_S, new_U = self._fresh(S, U, n_starts)
+        if stages is BROAD:
+            new = search(A, narrow_R, new_S, new_U, stages=stages, rows=rows, enough=beta)
+            found = search(A, narrow_R, S, U, stages=NEARBY, rows=rows).joined(new)
+        else:
+            S, U = concat([S, new_S], axis=1), concat([U, new_U], axis=0)
             found = search(A, narrow_R, S, U, stages=stages, rows=rows)
         found = verified(self._problem.A, R, found, rows)
         if stages is BROAD:
             self._maxima = found
         return found
+
+    def _fresh(self, S: Array, U: Array, n_starts: int) -> tuple[Array, Array]:
+        """Random starts, and as many near known directions."""
+        rng = self._options.rng
+        random = random_starts(S.shape[0], U.shape[1], n_starts, rng)
+        near = starts_near(to_numpy(S), to_numpy(U), n_starts, rng)
+        new_S, new_U = np.hstack([random[0], near[0]]), np.vstack([random[1], near[1]])
+        dtype = numpy_dtype(S)
+        return like(new_S.astype(dtype), S), like(new_U.astype(dtype), U)
 
     def _most_violated(
         self, R: Array, neurons: Neurons, others: Candidates, least: float, most: int

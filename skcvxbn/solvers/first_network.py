@@ -18,7 +18,7 @@ _SEVERAL_WIDTHS = (0.1, 0.05, 0.03)
 _DEAR_STEP, _DEAR_TOL = 1e9, 1e-4
 _DEAR_WIDTHS, _DEAR_STEPS = (0.5, 0.1, 0.02), 60
 # What is left to descent after training on batches.
-_LAST_WIDTHS, _LAST_DEAR_STEPS = (0.03,), 8
+_LAST_WIDTHS, _LAST_DEAR_STEPS = (0.03,), 10
 # A stage ends when ten steps together gain less than this, or than this share of the tolerance.
 _TOL, TOL_SHARE = 1e-4, 0.02
 # Number of neurons: more where the regularisation is weak, fewer where each is dear, and for one output where

@@ -43,8 +43,10 @@ _ROUND_TOL = 1e-5
 _NEWCOMERS = 96
 # In the program a newcomer closer than this to another one is worth less than it costs.
 _APART = 0.98
-# Multiplications of a search next to the convex program, in those of one of its steps.
-_SEARCH_SHARE = 10.0
+# Multiplications of a search next to the convex program, in those of one of its steps, and at most.
+_SEARCH_SHARE, _DEAREST_SEARCH = 10.0, 1e10
+# Cosine from which on neurons are counted as one, where they are many next to what the program can take.
+_NEARLY_ONE = 0.99
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 # Cost of rounding the loss' kinks, as a share of the gap of the last round: it makes the dual point unique,
@@ -263,7 +265,8 @@ class _Generation:
 
     def _search(self) -> None:
         # The program is worth a search that takes about half of its time.
-        worth = _SEARCH_SHARE * self._work() if self.way is _Way.PROGRAM else 0.0
+        program = self.way is _Way.PROGRAM
+        worth = min(_SEARCH_SHARE * self._work(), _DEAREST_SEARCH) if program else 0.0
         gap = 1 - self.duals.search(self.neurons, worth=worth) / self.neurons.objective
         # Rounding of s costs s / 2 ||R||^2 at most.
         cost = 0.5 * self.problem.length(self.neurons.R) ** 2 / self.neurons.objective
@@ -305,13 +308,12 @@ class _Generation:
         if self.many_rows:
             # A round of the program takes as long as dozens of descent, or hundreds where the loss has kinks:
             # it is for what these cannot reach.
-            work, share = self._work(), _STANDSTILL * tol
-            cheap = _CHEAP if self.problem.loss.box is None else _FAR_WORK
-            exact = work <= cheap or (work <= _AFFORDABLE and tol < _FAR and not self.several)
+            neurons = self._within_reach()
             price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP_MANY_ROWS)
-            if exact and again and progress < max(_GIVE_WAY_MANY_ROWS, share):
+            if neurons is not None and again and progress < max(_GIVE_WAY_MANY_ROWS, _STANDSTILL * tol):
+                self.neurons = neurons
                 self._give_way()
-            elif not exact and again and progress < price:
+            elif neurons is None and again and progress < price:
                 # One round without newcomers of use is no standstill.
                 self.standing_still += self.patience if price == _GIVE_UP_MANY_ROWS else 1
             else:
@@ -328,6 +330,15 @@ class _Generation:
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
         if far and again and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
             self._give_up()
+
+    def _within_reach(self) -> Neurons | None:
+        """Return the neurons, or those nearly of one kind taken together, if a program is worth its time."""
+        tight = self.options.tol < _FAR and not self.several
+        most = _AFFORDABLE if tight else _CHEAP if self.problem.loss.box is None else _FAR_WORK
+        if self._work() <= most:
+            return self.neurons
+        gathered = self.neurons.take(np.flatnonzero(self._significant())).gathered(_NEARLY_ONE)
+        return gathered if work_per_step(self.problem, len(gathered)) <= most else None
 
     def _share_to_give_way(self) -> float:
         if not self.several:

@@ -122,6 +122,17 @@ class Neurons:
         S, U, leaders = merge(to_numpy(self.S), to_numpy(self.U), owner, cosine)
         return replace(self.take(leaders), S=like(S, self.S), U=like(U, self.U))
 
+    def gathered(self, cosine: float) -> Neurons:
+        """Add up neurons that are nearly of one kind, whatever their arrangements: a start for descent."""
+        directions = to_numpy(self.S / lengths(self.S, axis=0))
+        similar = directions.T @ directions > cosine
+        owner = np.full(len(self), -1)
+        for j in np.argsort(-self.sizes, kind="stable"):
+            if owner[j] < 0:
+                owner[similar[j] & (owner < 0)] = j
+        S, U, leaders = merge(to_numpy(self.S), to_numpy(self.U), owner, cosine)
+        return replace(self.take(leaders), S=like(S, self.S), U=like(U, self.U))
+
     def joined(self, problem: Problem, newcomers: Candidates) -> Neurons:
         """Let in the newcomers whose arrangement and output direction are new."""
         dtype = numpy_dtype(self.S)

@@ -6,33 +6,49 @@ maximum, and those that will not come to matter, are left out.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skcvxbn.arrays import Array, Rows, astype, concat, namespace, numpy_dtype, take, to_numpy
-from skcvxbn.solvers.climb import Landscape, Stage, unit
+from skcvxbn.solvers.ascent import Rounded
+from skcvxbn.solvers.convex_concave import Sharp
+from skcvxbn.solvers.landscape import Landscape, unit
 
-Stages = tuple[Stage, ...]
+Stages = tuple[Rounded | Sharp, ...]
 
-QUICK = (Stage(20, 8, 48, 0.3), Stage(8, 30, None, 0.0))
-# Half of that, for a slightly lower maximum.
-BRIEF = (Stage(16, 6, 48, 0.3), Stage(6, 10, None, 0.0))
-THOROUGH = (Stage(40, 12, 96, 0.3), Stage(20, 30, None, 0.0))
-# Rounded landscapes lead most starts to the widest maxima; this finds the others.
-SHARP = (Stage(10, 30, 96, 0.0), Stage(60, 30, None, 0.0))
+QUICK: Stages = (Rounded((0.3, 0.05), 8, 96), Rounded((0.01,), 8, 48), Sharp(8, 30, n_best=24))
+# A third of that, for a slightly lower maximum.
+BRIEF: Stages = (Rounded((0.1,), 10, 48),)
+THOROUGH: Stages = (
+    Rounded((0.3, 0.05), 10, 192),
+    Rounded((0.01,), 10, 96),
+    Sharp(20, 30, n_best=48, n_always=4),
+)
+# Wide kinks lead most starts to the widest maxima; this finds the others.
+NARROW: Stages = (Rounded((0.03, 0.01), 15, 192), Sharp(30, 30, n_best=64, n_always=4))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
-# after ten steps.
-BROAD = (Stage(10, 12, None, 0.3, 0.8), Stage(10, 12, None, 0.0, 0.9), Stage(10, 30, None, 0.0))
+# when kinks are still wide.
+BROAD: Stages = (Rounded((0.3, 0.05), 8, share=0.8), Rounded((0.01,), 10, share=0.9), Sharp(10, 30))
 # What is known to be near a maximum takes the last stage only.
 NEARBY = BROAD[-1:]
-# Multiplications a search may cost.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, BRIEF: 2e9, THOROUGH: 4e9, SHARP: 4e9, BROAD: 8e9}
-# Starts of a search, at least, and how many times that a quick one with so few may cost.
-_FEWEST, _DEAREST = 8, 10.0
+# Where a direction has more rows than this, kinks rounded ever less come as near to a maximum as sharp ones,
+# in less time: down to a width at which they hold this share of as many rows as there are directions.
+_MANY_ROWS, _FINEST = 100, 0.3
+_FINE_WIDTHS, _FINE_STEPS = (0.003, 0.001, 0.0003, 0.0001), 12
+# Elsewhere the last stage takes no more than this share of what a search may cost.
+_LAST_SHARE, _FEWEST_LAST = 0.5, 8
+# Evaluations of the rows that a search may cost, in multiplications.
+_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, BRIEF: 2e9, THOROUGH: 4e9, NARROW: 4e9, BROAD: 8e9}
+# Starts of a search, at least, at most, and how many times that a quick one with so few may cost.
+_FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
 # Share of the starts of a broad search that is left after each stage, roughly.
 _LEFT = 0.5
+# Angles, roughly, of starts near a known direction.
+_ANGLES = (0.2, 0.4)
 _ALL_ROWS = Rows()
 
 
@@ -81,22 +97,39 @@ def affordable_starts(A: Array, stages: Stages, effort: float = 1.0, rows: Rows 
 
 def quick_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
     """Stages of a quick search of data of this size."""
-    n_rows, rank = rows.count(A), A.shape[1]
-    n_steps = sum(stage.n_outer * stage.n_inner for stage in QUICK)
-    return QUICK if _FEWEST * n_steps * 2.0 * n_rows * rank <= _DEAREST * _AFFORDABLE[QUICK] else BRIEF
+    shape = rows.count(A), A.shape[1]
+    return QUICK if _work(_FEWEST, QUICK, shape) <= _DEAREST * _AFFORDABLE[QUICK] else BRIEF
 
 
 def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of about so many multiplications has, at least 8."""
-    n_rows, rank = rows.count(A), A.shape[1]
-    n_steps = work / (2.0 * n_rows * rank)
-    # Of some only so many go on to the last stage, of others a share to each.
-    n_kept = stages[0].n_kept
-    steps = [stage.n_outer * stage.n_inner for stage in stages]
-    if n_kept is None:
-        return max(_FEWEST, int(n_steps / sum(_LEFT**k * n for k, n in enumerate(steps))))
-    n_starts = n_steps / sum(steps)
-    return max(_FEWEST, int(n_starts if n_starts <= n_kept else (n_steps - n_kept * steps[1]) / steps[0]))
+    shape = rows.count(A), A.shape[1]
+    n_starts = bisect_right(range(_MOST), work, key=lambda n_starts: _work(n_starts, stages, shape)) - 1
+    return max(_FEWEST, n_starts)
+
+
+def _work(n_starts: int, stages: Stages, shape: tuple[int, int]) -> float:
+    """Multiplications of a search from so many starts."""
+    evaluations, left = 0.0, float(n_starts)
+    for stage in _fitted(stages, shape):
+        evaluations += stage.work(left)
+        left = _LEFT * left if stage.n_kept is None else min(left, stage.n_kept)
+    return 2.0 * shape[0] * shape[1] * evaluations
+
+
+def _fitted(stages: Stages, shape: tuple[int, int]) -> Stages:
+    """Return the stages for data of this shape: sharp kinks only where these are few, and only few points."""
+    n_rows, rank = shape
+    fitted: list[Rounded | Sharp] = []
+    if n_rows > _MANY_ROWS * rank:
+        widths = tuple(width for width in _FINE_WIDTHS if width >= _FINEST * rank / n_rows)
+        for stage in stages:
+            fitted += (stage,) if isinstance(stage, Rounded) else stage.rounded(widths, _FINE_STEPS)
+    else:
+        most = _LAST_SHARE * _AFFORDABLE.get(stages, math.inf) / (2.0 * n_rows * rank)
+        for stage in stages:
+            fitted.append(stage if isinstance(stage, Rounded) else stage.limited(most, _FEWEST_LAST))
+    return tuple(fitted)
 
 
 def random_starts(
@@ -107,6 +140,13 @@ def random_starts(
     if n_outputs == 1:
         return np.hstack([S, S]), np.repeat([[1.0], [-1.0]], n_starts, axis=0)
     return S, rng.standard_normal((n_starts, n_outputs))
+
+
+def starts_near(S: NDArray, U: NDArray, n_starts: int, rng: np.random.RandomState) -> tuple[NDArray, NDArray]:
+    """So many starts around unit directions, by turns: a neuron leaves narrow maxima next to it."""
+    which = np.arange(n_starts if S.shape[1] else 0) % max(S.shape[1], 1)
+    noise = rng.standard_normal((len(S), len(which))) / np.sqrt(len(S))
+    return S[:, which] + np.resize(_ANGLES, len(which)) * noise, U[which]
 
 
 def search(
@@ -141,19 +181,27 @@ def search(
     Candidates
         Distinct local maxima.
     """
-    S, U = unit(S, axis=0), unit(U, axis=1)
     landscape = Landscape(A, R, rows)
-    found = Candidates(S, U, np.zeros(S.shape[1]))
-    for stage in stages:
+    found = Candidates(unit(S, axis=0), unit(U, axis=1), np.zeros(S.shape[1]))
+    for stage in _fitted(stages, (rows.count(A), A.shape[1])):
         if len(found.values) == 0:
             break
-        S, U, values = landscape.climb(found.S, found.U, stage)
-        found = _ordered(S, U, to_numpy(values))
+        found = _climbed(landscape, found, stage)
         if stage.share:
             found = found.take(found.values >= stage.share * max(found.largest, enough))
         # Duplicates go before the best are kept, or those around one maximum would crowd out the rest.
         found = found.take(_distinct(found.S, found.U)[: stage.n_kept])
     return found
+
+
+def _climbed(landscape: Landscape, found: Candidates, stage: Rounded | Sharp) -> Candidates:
+    """Let the candidates climb, or the best of them, and order them anew."""
+    order = np.arange(len(found.values))
+    n_climbing = len(order) if stage.n_best is None else stage.n_best
+    climbing, others = found.take(order[:n_climbing]), found.take(order[n_climbing:])
+    S, U, values = stage.climb(landscape, climbing.S, climbing.U)
+    S, U = concat([S, others.S], axis=1), concat([U, others.U], axis=0)
+    return _ordered(S, U, np.concatenate([to_numpy(values), others.values]))
 
 
 def _ordered(S: Array, U: Array, values: NDArray) -> Candidates:

@@ -23,7 +23,7 @@ _ROWS_PER_DIRECTION, _LEAST_ROWS, _MOST_ROWS = 8, 512, 2048
 # With fewer batches descent on all rows is as fast.
 _FEWEST_BATCHES = 8
 # Steps; or so often through the rows, if that is more.
-_STEPS, _EPOCHS = 1300, 10
+_STEPS, _EPOCHS = 1100, 10
 # Length of the first steps, in weights. It falls to zero like a cosine.
 _LENGTH = 0.025
 # What the mean of the gradients and that of their squares forget in a step.

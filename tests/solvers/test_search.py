@@ -6,17 +6,23 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from skcvxbn.solvers import climb as climb_module
-from skcvxbn.solvers.climb import Stage
+from skcvxbn.arrays import Rows
+from skcvxbn.solvers import landscape as landscape_module
+from skcvxbn.solvers.ascent import Rounded
+from skcvxbn.solvers.convex_concave import Sharp
+from skcvxbn.solvers.landscape import Landscape
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
+    NARROW,
     QUICK,
     THOROUGH,
     affordable_starts,
     quick_stages,
     random_starts,
     search,
+    starts_for,
+    starts_near,
     verified,
 )
 from skcvxbn.whitening import whiten
@@ -61,7 +67,7 @@ def test_the_maximum_is_at_least_that_of_a_grid(rank, n_outputs, seed):
     assert found.largest <= best + 0.01 * np.linalg.norm(R)
 
 
-@pytest.mark.parametrize("stages", [QUICK, THOROUGH])
+@pytest.mark.parametrize("stages", [QUICK, THOROUGH, NARROW])
 @pytest.mark.parametrize("n_outputs", [1, 3])
 def test_candidates_are_unit_distinct_sorted_and_worth_what_they_say(n_outputs, stages):
     A, R = instance(5, n_outputs, 0, n=30)
@@ -147,9 +153,10 @@ def test_float32_stays_float32_and_agrees():
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
-def test_points_worth_little_go_no_further(n_outputs):
+@pytest.mark.parametrize("stage", [Sharp(5, 10), Rounded((0.1, 0.03), 5)])
+def test_points_worth_little_go_no_further(n_outputs, stage):
     A, R = instance(5, n_outputs, 0, n=30)
-    every, some = (run(A, R, stages=(Stage(5, 10, None, 0.0, share),)) for share in (0.0, 0.8))
+    every, some = (run(A, R, stages=(stage._replace(share=share),)) for share in (0.0, 0.8))
     kept = every.values >= 0.8 * every.largest
     assert 0 < kept.sum() < len(kept)
     assert_array_equal(some.values, every.values[kept])
@@ -164,8 +171,8 @@ def test_points_worth_little_go_no_further(n_outputs):
 def test_it_does_not_matter_which_starts_climb_together(n_outputs, stages, monkeypatch):
     A, R = instance(4, n_outputs, 0, n=25)
     together = run(A, R, stages=stages)
-    monkeypatch.setattr(climb_module, "_TABLE", 1)
-    monkeypatch.setattr(climb_module, "_FEWEST_COLUMNS", 7)
+    monkeypatch.setattr(landscape_module, "_TABLE", 1)
+    monkeypatch.setattr(landscape_module, "_FEWEST_COLUMNS", 7)
     assert_allclose(run(A, R, stages=stages).values, together.values, rtol=1e-9)
 
 
@@ -215,25 +222,93 @@ def test_candidates_of_single_precision_are_verified_in_double():
     assert (np.diff(narrow.values) <= 0).all()
 
 
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_rounded_values_and_gradients(n_outputs):
+    A, R = instance(5, n_outputs, 0, n=40)
+    S, U = random_starts(5, n_outputs, 20, np.random.RandomState(0))
+    S = S / np.linalg.norm(S, axis=0)
+    width = np.geomspace(1e-3, 0.3, S.shape[1])
+    values, gradient, U = Landscape(A, R, Rows()).rounded(S, U, width)
+    slope = np.clip(0.5 + A @ S / (2 * width), 0, 1)
+    assert_allclose(gradient, A.T @ (slope * (R @ U.T)), rtol=1e-10, atol=1e-12)
+    assert_allclose(values, np.sum(S * gradient, axis=0), rtol=1e-10, atol=1e-12)
+
+    def rounded_relu(H):
+        return np.where(np.abs(H) < width, (H + width) ** 2 / (4 * width), np.maximum(H, 0))
+
+    # For fixed output directions it is the gradient of the rounded hidden layer's inner product with them.
+    step = 1e-6 * np.random.default_rng(0).standard_normal(S.shape)
+    change = rounded_relu(A @ (S + step)) - rounded_relu(A @ (S - step))
+    assert_allclose(np.sum(change * (R @ U.T), axis=0), 2 * np.sum(step * gradient, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_kinks_of_no_width_are_those_of_the_landscape(n_outputs):
+    A, R = instance(4, n_outputs, 1, n=30)
+    S, U = random_starts(4, n_outputs, 20, np.random.RandomState(0))
+    S, landscape = S / np.linalg.norm(S, axis=0), Landscape(A, R, Rows())
+    values, _, new_U = landscape.rounded(S, U, np.full(S.shape[1], 1e-12))
+    exact_U, exact = landscape.evaluate(S, U)
+    assert_allclose(values, exact, rtol=1e-9)
+    assert_allclose(new_U, exact_U, rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_only_the_best_points_climb_where_these_are_limited(n_outputs):
+    A, R = instance(5, n_outputs, 0, n=30)
+    starts = random_starts(5, n_outputs, 40, np.random.RandomState(0))
+    first = Rounded((0.1,), 5)
+    before = search(A, R, *starts, stages=(first,))
+    after = search(A, R, *starts, stages=(first, Sharp(5, 10, n_best=3)))
+    assert np.isin(after.values, before.values).sum() >= len(before.values) - 6
+    assert after.largest >= before.largest
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_rows_need_few_sharp_kinks(seed):
+    # Kinks that are rounded ever less come as near as matters, and a thorough search looks at the sharp ones.
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((3000, 3))
+    A, R = whiten(X).A, (np.sin(2 * X[:, 0]) + X[:, 2] ** 2 - 1 + 0.3 * rng.standard_normal(3000))[:, None]
+    landscape = Landscape(A, R, Rows())
+    rounded = run(A, R, stages=QUICK).take(np.arange(3))
+    assert_allclose(Sharp(60, 60).climb(landscape, rounded.S, rounded.U)[2].max(), rounded.largest, rtol=2e-5)
+    exact = run(A, R, stages=THOROUGH)
+    sharp = Sharp(60, 60).climb(landscape, exact.S[:, :1], exact.U[:1])[2][0]
+    assert exact.largest == pytest.approx(sharp, rel=1e-7)
+
+
+def test_starts_near_known_directions():
+    rng = np.random.RandomState(0)
+    S, U = random_starts(9, 2, 5, rng)
+    S /= np.linalg.norm(S, axis=0)
+    near, sides = starts_near(S, U, 400, rng)
+    assert near.shape == (9, 400)
+    assert_array_equal(sides, U[np.arange(400) % 5])
+    cosines = np.sum(near * S[:, np.arange(400) % 5], axis=0) / np.linalg.norm(near, axis=0)
+    angles = np.arccos(cosines)
+    assert 0.15 < np.median(angles[::2]) < 0.22 < 0.3 < np.median(angles[1::2]) < 0.42
+    assert starts_near(S[:, :0], U[:0], 7, rng)[0].shape == (9, 0)
+
+
 def test_a_quick_search_is_brief_where_its_fewest_starts_are_dear():
     assert quick_stages(np.broadcast_to(1.0, (20_000, 50))) is QUICK
-    assert quick_stages(np.broadcast_to(1.0, (50_000, 200))) is BRIEF
+    assert quick_stages(np.broadcast_to(1.0, (200_000, 500))) is BRIEF
     A, R = instance(30, 3, 2)
     full, brief = (run(A, R, stages=stages) for stages in (QUICK, BRIEF))
     assert 0.98 * full.largest <= brief.largest <= full.largest * (1 + 1e-6)
 
 
 def test_starts_are_as_many_as_the_budget_allows():
-    assert affordable_starts(np.broadcast_to(1.0, (10**6, 100)), THOROUGH) == 8
+    assert affordable_starts(np.broadcast_to(1.0, (10**7, 100)), THOROUGH) == 8
     assert affordable_starts(np.ones((100, 5)), QUICK) > 1000
     assert affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
-    # Beyond those that go on to the last stage a start costs the first one only.
-    steps = 4e9 / (2 * 5000 * 10)
-    assert affordable_starts(np.ones((5000, 10)), THOROUGH) == int(steps / (40 * 12 + 20 * 30))
-    steps = 4e9 / (2 * 500 * 10)
-    assert affordable_starts(np.ones((500, 10)), THOROUGH) == int((steps - 96 * 20 * 30) / (40 * 12))
-    # Of others about half are left after each stage.
-    assert affordable_starts(np.ones((500, 10)), BROAD) == int(8e9 / (2 * 500 * 10) / (120 + 60 + 75))
+    # Of a stage without a limit about half are left, and a sharp step counts twice.
+    a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 11 + 0.25 * 10 * 30 * 2)
+    assert starts_for(1e8, np.ones((500, 10)), BROAD) == int(1e8 / a_start)
+    # Where there are hundreds of rows for a direction kinks are rounded to the end.
+    fine = 2.0 * 50_000 * 10 * (2 * 9 + 0.5 * 11 + 0.25 * 4 * 13)
+    assert starts_for(1e9, np.broadcast_to(1.0, (50_000, 10)), BROAD) == int(1e9 / fine)
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
