@@ -130,3 +130,20 @@ def test_maxima_of_earlier_rounds_are_known_later(rugged):
     fresh, neurons = make(1)
     fresh.search(neurons, worth=1.0)
     assert (fresh.found.values > problem.beta).sum() < 0.5 * above.sum()
+
+
+def test_narrow_maxima_next_to_a_neuron_are_searched_for(rugged, monkeypatch):
+    problem, make = rugged
+    search, idle = make(0)
+    search.search(idle, worth=1e9)
+    best = search.found.take(np.array([0]))
+    # A network of that neuron alone, slightly turned: random starts are too few to come near it again.
+    S = best.S + 0.1 * np.random.default_rng(0).standard_normal(best.S.shape) / 3
+    neurons = Neurons.of_network(problem, 0.1 * S, best.U, 0.0)
+    near, apart = make(0)[0], make(0)[0]
+    monkeypatch.setattr(dual_search, "random_starts", lambda *_: (np.zeros((9, 0)), np.zeros((0, 1))))
+    near.search(neurons)
+    monkeypatch.setattr(dual_search, "starts_near", lambda S, U, n, rng: (S[:, :0], U[:0]))
+    apart.search(neurons)
+    assert near.found.largest >= apart.found.largest
+    assert len(near.found.values) > len(apart.found.values) == 1

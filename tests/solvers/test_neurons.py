@@ -84,3 +84,24 @@ def test_known_neurons_do_not_join_again():
 def test_no_neuron_has_no_size():
     problem, neurons = make()
     assert len(neurons.take(np.zeros(0, int)).resized(problem)) == 0
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_neurons_nearly_of_one_kind_are_gathered(n_outputs):
+    problem, neurons = make(n_outputs)
+    rng = np.random.default_rng(0)
+    # Three neighbours of each, in other arrangements, with the same output direction.
+    near = np.repeat(neurons.S, 3, axis=1) * rng.uniform(0.1, 0.5, 18)
+    near += 0.03 * np.linalg.norm(near, axis=0) * rng.standard_normal(near.shape)
+    S, U = np.hstack([neurons.S, near]), np.vstack([neurons.U, np.repeat(neurons.U, 3, axis=0)])
+    many = Neurons.of_network(problem, S, U, 0.0)
+    assert len(many.merged(problem)) > 6
+    gathered = many.gathered(0.99)
+    assert len(gathered) == 6
+    assert gathered.sizes.sum() == pytest.approx(many.sizes.sum(), rel=1e-2)
+    before, after = (problem.hidden(n.S) @ n.U for n in (many, gathered))
+    assert np.linalg.norm(after - before) <= 0.03 * np.linalg.norm(before)
+    assert len(many.gathered(1 - 1e-12)) == 24
+    # A neighbour of the opposite output direction is of another kind.
+    opposite = replace(many, U=np.vstack([neurons.U, -many.U[6:]]))
+    assert len(opposite.gathered(0.99)) == 12
