@@ -42,7 +42,7 @@ _BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, NARROW, NARROW), (QUICK, QUICK), 3
 _MARGIN = 0.5
 # A narrow batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
-# Random starts of a broad search, at most: it compares all with all.
+# Random starts of a broad search, at most.
 _MOST_STARTS = 4096
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048

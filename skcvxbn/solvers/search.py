@@ -47,6 +47,8 @@ _AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, BRIEF: 2e9, THOROUGH: 4e9, NARRO
 _FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
 # Share of the starts of a broad search that is left after each stage, roughly.
 _LEFT = 0.5
+# Points that are compared together.
+_TOGETHER = 256
 # Angles, roughly, of starts near a known direction.
 _ANGLES = (0.2, 0.4)
 _ALL_ROWS = Rows()
@@ -190,7 +192,7 @@ def search(
         if stage.share:
             found = found.take(found.values >= stage.share * max(found.largest, enough))
         # Duplicates go before the best are kept, or those around one maximum would crowd out the rest.
-        found = found.take(_distinct(found.S, found.U)[: stage.n_kept])
+        found = found.take(_distinct(found.S, found.U, stage.n_kept))
     return found
 
 
@@ -216,19 +218,34 @@ def verified(A: Array, R: Array, candidates: Candidates, rows: Rows = _ALL_ROWS)
     return _ordered(S, U, to_numpy(values))
 
 
-def _distinct(S: Array, U: Array) -> NDArray:
-    """Indices of columns that differ from every earlier one, in hidden or in output direction."""
+def _distinct(S: Array, U: Array, most: int | None = None) -> NDArray:
+    """First columns that differ from every earlier one, in hidden or in output direction."""
     # In two or three dimensions maxima on neighbouring kinks can lie this close together; in more, the
     # room goes to points that are apart.
-    return _apart(S, U, 1 - 1e-6 if S.shape[0] <= 3 else 0.9998)
+    return _apart(S, U, 1 - 1e-6 if S.shape[0] <= 3 else 0.9998, most)
 
 
-def _apart(S: Array, U: Array, cosine: float) -> NDArray:
-    similar = to_numpy(namespace(S).minimum(S.T @ S, U @ U.T) > cosine)
-    keep: list[int] = []
-    dropped = np.zeros(len(similar), dtype=bool)
-    for i in range(len(similar)):
-        if not dropped[i]:
-            keep.append(i)
-            dropped |= similar[i]
-    return np.array(keep, dtype=int)
+def _apart(S: Array, U: Array, cosine: float, most: int | None = None) -> NDArray:
+    kept: list[int] = []
+    n_points = S.shape[1]
+    most = n_points if most is None else most
+    # A few at a time with those kept: all with all would be more than memory has room for.
+    for start in range(0, n_points, _TOGETHER):
+        block = np.arange(start, min(start + _TOGETHER, n_points))
+        others = np.concatenate([np.array(kept, dtype=int), block])
+        similar = _similar(S, U, others, block, cosine)
+        new = similar[len(kept) :]
+        dropped = similar[: len(kept)].any(axis=0)
+        for i in range(len(block)):
+            if not dropped[i]:
+                kept.append(start + i)
+                dropped |= new[i]
+        if len(kept) >= most:
+            break
+    return np.array(kept[:most], dtype=int)
+
+
+def _similar(S: Array, U: Array, others: NDArray, block: NDArray, cosine: float) -> NDArray:
+    hidden = take(S, others, axis=1).T @ take(S, block, axis=1)
+    output = take(U, others, axis=0) @ take(U, block, axis=0).T
+    return to_numpy(namespace(S).minimum(hidden, output) > cosine)

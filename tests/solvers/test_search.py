@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from skcvxbn.arrays import Rows
 from skcvxbn.solvers import landscape as landscape_module
+from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.ascent import Rounded
 from skcvxbn.solvers.convex_concave import Sharp
 from skcvxbn.solvers.landscape import Landscape
@@ -312,3 +313,18 @@ def test_starts_are_as_many_as_the_budget_allows():
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
+
+
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_points_are_told_apart_however_many_are_compared_together(together, monkeypatch):
+    rng = np.random.default_rng(0)
+    S, U = rng.standard_normal((3, 60)), np.sign(rng.standard_normal((60, 1)))
+    S /= np.linalg.norm(S, axis=0)
+    close = np.minimum(S.T @ S, U @ U.T) > 0.9
+    expected = list(range(60))
+    for j in range(60):
+        if j in expected:
+            expected = [k for k in expected if k <= j or not close[j, k]]
+    monkeypatch.setattr(search_module, "_TOGETHER", together)
+    assert_array_equal(search_module._apart(S, U, 0.9), expected)
+    assert_array_equal(search_module._apart(S, U, 0.9, 5), expected[:5])
