@@ -235,7 +235,7 @@ def _apart(S: Array, U: Array, cosine: float, most: int | None = None) -> NDArra
         others = np.concatenate([np.array(kept, dtype=int), block])
         similar = _similar(S, U, others, block, cosine)
         new = similar[len(kept) :]
-        dropped = similar[: len(kept)].any(axis=0)
+        dropped = np.any(similar[: len(kept)], axis=0, keepdims=True)[0]
         for i in range(len(block)):
             if not dropped[i]:
                 kept.append(start + i)
