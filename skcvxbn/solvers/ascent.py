@@ -26,7 +26,7 @@ _FIRST, _LONGEST = 0.5, 0.5
 _TOLERATED, _SHORTER = 1e-2, 0.25
 # How much longer the next step is where there is no curvature to go by, and at most.
 _LONGER, _MUCH_LONGER = 2.0, 100.0
-# The widest kinks of one start after the other.
+# The widest kinks of one start after another.
 _WIDEST = (1.0, 0.1, 0.03)
 
 

@@ -1,7 +1,8 @@
 """The search for violated dual constraints: maximise ``||R^T (A s)_+||`` over unit ``s``.
 
-From random points and those found before, `climb` goes up in stages; between them points around one
-maximum, and those that will not come to matter, are left out.
+From random points, from those found before and from around them the way goes up in stages, on rounded kinks
+(`ascent`) and then on sharp ones (`convex_concave`). Between stages points around one maximum, and those that
+will not come to matter, are left out.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def search(
         The residual, or any dual point.
     S, U : array of shape (rank + 1, n_starts) and (n_starts, n_outputs)
         Starting hidden and output directions, of any length.
-    stages : tuple of Stage
+    stages : tuple of Rounded and Sharp
         Effort: each stage goes on from the best points of the one before.
     rows : Rows
         How to sum over the rows.
