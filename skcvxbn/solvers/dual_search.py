@@ -14,13 +14,13 @@ from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
-    NARROW,
     NEARBY,
     QUICK,
     THOROUGH,
     Candidates,
     Stages,
     affordable_starts,
+    other_stages,
     quick_stages,
     random_starts,
     search,
@@ -34,13 +34,12 @@ _QUICK_STARTS = 128
 _BROAD_STARTS = 128
 # Tolerance from which on a looser one takes fewer starts.
 _PRECISE = 1e-4
-# Batches of random starts, at most, behind the bound that is reported; the first two are always taken. From
-# this tolerance on its margin covers what short climbs miss.
-_BATCHES, _LOOSE_BATCHES, _LOOSE = (THOROUGH, NARROW, NARROW), (QUICK, QUICK), 3e-2
+# From this tolerance on the margin of a bound covers what short climbs miss.
+_LOOSE = 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
 # tolerance is kept for them.
 _MARGIN = 0.5
-# A narrow batch is larger by one for so many bounds that were tried, up to so many times.
+# The second kind of batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
 # Random starts of a broad search, at most.
 _MOST_STARTS = 4096
@@ -118,9 +117,11 @@ class DualSearch:
         Of many bounds one will pass by luck: the more were tried, the larger is the batch.
         """
         largest, slack = 0.0, 1 + 1e-3 * self._options.tol
-        batches = _LOOSE_BATCHES if self._options.tol >= _LOOSE else _BATCHES
+        other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
+        # The first two are always taken.
+        batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
         for number, stages in enumerate(batches, start=1):
-            times = min(1 + self._n_tried // _TRIED, _LARGEST) if stages is NARROW else 1
+            times = min(tries, _LARGEST) if stages is other else 1
             self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
             self.refute()
             if number > 1 and self.found.largest <= largest * slack:

@@ -29,8 +29,9 @@ THOROUGH: Stages = (
     Rounded((0.01,), 10, 96),
     Sharp(20, 30, n_best=48, n_always=4),
 )
-# Wide kinks lead most starts to the widest maxima; this finds the others.
+# Wide kinks lead most starts to the widest maxima; these find the others, the second where rows are few.
 NARROW: Stages = (Rounded((0.03, 0.01), 15, 192), Sharp(30, 30, n_best=64, n_always=4))
+SHARP: Stages = (Sharp(10, 30, 96), Sharp(60, 30))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
 BROAD: Stages = (Rounded((0.3, 0.05), 8, share=0.8), Rounded((0.01,), 10, share=0.9), Sharp(10, 30))
@@ -43,7 +44,14 @@ _FINE_WIDTHS, _FINE_STEPS = (0.003, 0.001, 0.0003, 0.0001), 12
 # Elsewhere the last stage takes no more than this share of what a search may cost.
 _LAST_SHARE, _FEWEST_LAST = 0.5, 8
 # Evaluations of the rows that a search may cost, in multiplications.
-_AFFORDABLE: dict[Stages, float] = {QUICK: 2e9, BRIEF: 2e9, THOROUGH: 4e9, NARROW: 4e9, BROAD: 8e9}
+_AFFORDABLE: dict[Stages, float] = {
+    QUICK: 2e9,
+    BRIEF: 2e9,
+    THOROUGH: 4e9,
+    NARROW: 4e9,
+    SHARP: 8e9,
+    BROAD: 8e9,
+}
 # Starts of a search, at least, at most, and how many times that a quick one with so few may cost.
 _FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
 # Share of the starts of a broad search that is left after each stage, roughly.
@@ -104,6 +112,15 @@ def quick_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
     return QUICK if _work(_FEWEST, QUICK, shape) <= _DEAREST * _AFFORDABLE[QUICK] else BRIEF
 
 
+def other_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
+    """Stages of a search that finds what a thorough one misses on data of this size."""
+    return NARROW if _has_many_rows(rows.count(A), A.shape[1]) else SHARP
+
+
+def _has_many_rows(n_rows: int, rank: int) -> bool:
+    return n_rows > _MANY_ROWS * rank
+
+
 def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of about so many multiplications has, at least 8."""
     shape = rows.count(A), A.shape[1]
@@ -124,7 +141,7 @@ def _fitted(stages: Stages, shape: tuple[int, int]) -> Stages:
     """Return the stages for data of this shape: sharp kinks only where these are few, and only few points."""
     n_rows, rank = shape
     fitted: list[Rounded | Sharp] = []
-    if n_rows > _MANY_ROWS * rank:
+    if _has_many_rows(n_rows, rank):
         widths = tuple(width for width in _FINE_WIDTHS if width >= _FINEST * rank / n_rows)
         for stage in stages:
             fitted += (stage,) if isinstance(stage, Rounded) else stage.rounded(widths, _FINE_STEPS)

@@ -11,7 +11,7 @@ from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import BROAD, NARROW, QUICK, THOROUGH, Candidates, starts_for
+from skcvxbn.solvers.search import BROAD, QUICK, SHARP, THOROUGH, Candidates, starts_for
 from skcvxbn.whitening import whiten
 
 
@@ -42,13 +42,13 @@ def duals(options):
 def test_a_bound_is_confirmed_by_two_batches(duals):
     search, asked = duals(1e-4, [1.0, 1.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (NARROW, 1)]
+    assert asked == [(THOROUGH, 1), (SHARP, 1)]
 
 
 def test_a_batch_that_finds_more_is_followed_by_another(duals):
     search, asked = duals(1e-4, [1.0, 2.0, 3.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (NARROW, 1), (NARROW, 1)]
+    assert asked == [(THOROUGH, 1), (SHARP, 1), (SHARP, 1)]
 
 
 @pytest.mark.parametrize(("n_tried", "times"), [(0, 1), (7, 1), (8, 2), (17, 3), (24, 4), (100, 4)])
@@ -56,7 +56,7 @@ def test_the_more_bounds_were_tried_the_larger_is_the_batch(duals, n_tried, time
     search, asked = duals(1e-4, [1.0, 1.0])
     search._n_tried = n_tried
     search.confirm()
-    assert asked == [(THOROUGH, 1), (NARROW, times)]
+    assert asked == [(THOROUGH, 1), (SHARP, times)]
 
 
 def test_a_loose_tolerance_has_a_margin_instead(duals):

@@ -17,8 +17,10 @@ from skcvxbn.solvers.search import (
     BROAD,
     NARROW,
     QUICK,
+    SHARP,
     THOROUGH,
     affordable_starts,
+    other_stages,
     quick_stages,
     random_starts,
     search,
@@ -68,7 +70,7 @@ def test_the_maximum_is_at_least_that_of_a_grid(rank, n_outputs, seed):
     assert found.largest <= best + 0.01 * np.linalg.norm(R)
 
 
-@pytest.mark.parametrize("stages", [QUICK, THOROUGH, NARROW])
+@pytest.mark.parametrize("stages", [QUICK, THOROUGH, NARROW, SHARP])
 @pytest.mark.parametrize("n_outputs", [1, 3])
 def test_candidates_are_unit_distinct_sorted_and_worth_what_they_say(n_outputs, stages):
     A, R = instance(5, n_outputs, 0, n=30)
@@ -298,6 +300,11 @@ def test_a_quick_search_is_brief_where_its_fewest_starts_are_dear():
     A, R = instance(30, 3, 2)
     full, brief = (run(A, R, stages=stages) for stages in (QUICK, BRIEF))
     assert 0.98 * full.largest <= brief.largest <= full.largest * (1 + 1e-6)
+
+
+def test_the_second_kind_of_search_is_sharp_where_rows_are_few():
+    assert other_stages(np.broadcast_to(1.0, (1000, 20))) is SHARP
+    assert other_stages(np.broadcast_to(1.0, (20_000, 20))) is NARROW
 
 
 def test_starts_are_as_many_as_the_budget_allows():
