@@ -159,6 +159,8 @@ class DualSearch:
             wanted = min(wanted, _BROAD_STARTS)
         elif stages in (QUICK, BRIEF):
             wanted = _QUICK_STARTS
+            # With one output a start goes both ways.
+            effort /= 2 if R.shape[1] == 1 else 1
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
         if worth:
             n_starts = max(n_starts, min(starts_for(worth, A, stages, rows), _MOST_STARTS))
