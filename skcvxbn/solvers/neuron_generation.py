@@ -274,7 +274,8 @@ class _Generation:
         self._state_gap()
 
     def _state_gap(self) -> None:
-        self.duals.refute(self.neurons.S, self.best.S)
+        networks = [self.neurons] if self.best is self.neurons else [self.neurons, self.best]
+        self.duals.refute(*(network.S for network in networks))
         self.gap = 1 - self.duals.lower_bound / self.best.objective
 
     def _decide(self, progress: float, narrower: bool) -> None:

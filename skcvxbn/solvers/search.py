@@ -22,8 +22,8 @@ from skcvxbn.solvers.landscape import Landscape, unit
 Stages = tuple[Rounded | Sharp, ...]
 
 QUICK: Stages = (Rounded((0.3, 0.05), 8, 96), Rounded((0.01,), 8, 48), Sharp(8, 30, n_best=24))
-# A third of that, for a slightly lower maximum.
-BRIEF: Stages = (Rounded((0.1,), 10, 48),)
+# The same without its dearest part, for a slightly lower maximum.
+BRIEF: Stages = QUICK[:-1]
 THOROUGH: Stages = (
     Rounded((0.3, 0.05), 10, 192),
     Rounded((0.01,), 10, 96),
