@@ -27,6 +27,7 @@ from skcvxbn.solvers.dual_search import DualSearch
 from skcvxbn.solvers.first_network import TOL_SHARE, first_network, is_dear
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
 from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.reweighting import reweighted
 from skcvxbn.solvers.stochastic import has_batches
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
@@ -138,7 +139,7 @@ class _Generation:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
             S, V, width = first_network(self.single.smoothed(self.rounding), self.options)
-            self.neurons = self._rounded(S, V, width)
+            self.neurons = self._rounded(S, V, width, astype(self.neurons.bias, np.float32))
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
@@ -207,8 +208,6 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            rounding = max(self._round_widths()[-1], self.rounding)
-            self.neurons = self.neurons.resized(self.single.smoothed(rounding))
             self._descend()
         if most is not None and len(self.neurons) > most:
             self.neurons = self.neurons.largest(most)
@@ -217,27 +216,31 @@ class _Generation:
             self._solve_program()
 
     def _descend(self) -> None:
+        """Descend on all weights, between two turns on the output weights alone."""
+        widths, neurons = self._round_widths(), self.neurons
         # Through double precision: the product of the scales of a newcomer is small.
-        S, V = balanced(astype(self.neurons.S, np.float64), astype(self.neurons.U, np.float64))
-        widths = self._round_widths()
+        S, V = balanced(astype(neurons.S, np.float64), astype(neurons.U, np.float64))
+        S, V, bias = (astype(M, np.float32) for M in (S, V, neurons.bias))
+        S, V, bias = self._reweighted(S, V, widths[-1], bias)
         S, V = descend(
             self.single.smoothed(self.rounding),
-            astype(S, np.float32),
-            astype(V, np.float32),
+            *balanced(S, V),
             widths=widths,
-            n_steps=_ROUND_DEAR_STEPS if self._is_dear(len(self.neurons)) else _ROUND_STEPS,
+            n_steps=_ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS,
             tol=max(_ROUND_TOL, TOL_SHARE * self.options.tol),
-            bias=astype(self.neurons.bias, np.float32),
+            bias=bias,
             deadline=self.options.deadline,
         )
-        self.neurons = self._rounded(S, V, widths[-1])
+        self.neurons = self._rounded(S, V, widths[-1], bias)
 
-    def _rounded(self, S: Array, V: Array, width: float) -> Neurons:
-        """Neurons that descent has led so near to kinks as it tells them apart."""
+    def _reweighted(self, S: Array, V: Array, width: float, bias: Array) -> tuple[Array, Array, Array]:
+        return reweighted(self.single.smoothed(max(width, self.rounding)), S, V, bias)
+
+    def _rounded(self, S: Array, V: Array, width: float, bias: Array) -> Neurons:
+        """Neurons that descent has led so near to kinks as it tells them apart, with their best weights."""
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
-        return Neurons.of_network(
-            self.problem, S, V, negligible, max(width, self.rounding), self.neurons.bias
-        )
+        S, V, bias = self._reweighted(S, V, width, bias)
+        return Neurons.of_network(self.problem, S, V, negligible, max(width, self.rounding), bias)
 
     def _round_widths(self) -> tuple[float, ...]:
         if self._is_dear(len(self.neurons)):

@@ -21,15 +21,10 @@ from skcvxbn.arrays import (
     to_numpy,
 )
 from skcvxbn.solvers.base import Output, Problem, without_negligible
-from skcvxbn.solvers.output_weights import improved_sizes
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
 _ENTRY_SIZE = 1e-3
-# Sizes below this share of the largest are zeros of the quadratic program.
-_NO_SIZE = 1e-5
-# How often a change of the sizes is halved before it is given up.
-_HALVINGS = 4
 # Output directions of a larger cosine are the same up to rounding.
 _SAME = 1 - 1e-6
 
@@ -152,41 +147,6 @@ class Neurons:
             patterns=concat([self.patterns, entering.patterns], axis=1),
         )
 
-    def resized(self, problem: Problem) -> Neurons:
-        """Find the best sizes for fixed directions; neurons that get none leave.
-
-        A nonnegative quadratic program in as many unknowns as neurons, the Newton model of the loss, by
-        accelerated projected gradient steps: it brings newcomers to their place at the price of one matrix
-        product. `problem` is one whose loss has no kinks.
-        """
-        if len(self) == 0:
-            return self
-        xp, dtype = namespace(problem.A), numpy_dtype(problem.A)
-        directions = self.S / lengths(self.S, axis=0)
-        U, sizes = astype(self.U, dtype), self.sizes.astype(dtype)
-        H, bias = problem.hidden(astype(directions, dtype)), astype(self.bias, dtype)
-
-        def output(sizes: NDArray) -> Output:
-            return problem.at(H @ (U * like(sizes, U)[:, None]), bias)
-
-        def value(output: Output, sizes: NDArray) -> float:
-            return output.value + problem.beta * float(sizes.sum())
-
-        start = output(sizes)
-        gram = _weighted_gram(problem, H, problem.loss.row_curvature(start.F)) * (U @ U.T)
-        pull = problem.rows.total(xp.sum(H * (start.R @ U.T), axis=0))
-        # As many numbers as pairs of neurons: the quadratic program is solved on the host.
-        gram, decrease = to_numpy(gram), to_numpy(pull) - problem.beta
-        move = improved_sizes(gram, gram @ sizes + decrease, sizes) - sizes
-        for halving in range(_HALVINGS):
-            trial = sizes + 0.5**halving * move
-            if value(output(trial), trial) < value(start, sizes):
-                break
-        else:
-            return self
-        resized = replace(self, S=directions * like(trial.astype(numpy_dtype(self.S)), self.S))
-        return resized.take(np.flatnonzero(trial > _NO_SIZE * trial.max(initial=0)))
-
     def _keys(self, problem: Problem) -> list[tuple[bytes, bytes]]:
         arrangements = problem.fingerprints(self.patterns)
         rounded = np.round(to_numpy(self.U), 3) + 0.0
@@ -238,13 +198,3 @@ def merge(S: NDArray, U: NDArray, owner: NDArray, cosine: float) -> tuple[NDArra
     total *= lengths / np.bincount(group, weights=sizes)
     return total, V / lengths[:, None], which
 
-
-def _weighted_gram(problem: Problem, H: Array, weight: Array) -> Array:
-    """Inner products of the columns of `H`, rows weighted, without what the bias reaches."""
-    roots = namespace(H).sqrt(weight)
-    weighted = roots * H
-    if problem.fit_intercept:
-        direction = roots[:, 0] * problem.A[:, -1]
-        direction /= max(problem.length(direction), tiny(direction))
-        weighted -= direction[:, None] * problem.rows.total(direction @ weighted)
-    return problem.rows.total(weighted.T @ weighted)

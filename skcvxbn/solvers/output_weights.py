@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import numpy as np
@@ -10,7 +9,10 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 _TELL_APART = 1e-6
-_POWER_STEPS, _GRADIENT_STEPS = 20, 150
+# Penalty of the alternating directions, in units of the cost of a typical neuron for its size, and their relaxation.
+_PENALTY, _RELAXATION = 0.03, 1.6
+# They end when two of their iterates agree to this share, or after so many steps; looked at every so many.
+_ACCURACY, _MOST_STEPS, _STRIDE = 1e-6, 300, 20
 
 
 def nonnegative_sizes(H: NDArray, y: NDArray, beta: float) -> NDArray:
@@ -71,42 +73,57 @@ def nonnegative_least_squares(M: NDArray, b: NDArray) -> NDArray:
         return optimize.lsq_linear(M, b, (0, np.inf), method="bvls").x
 
 
-def improved_sizes(gram: NDArray, linear: NDArray, sizes: NDArray) -> NDArray:
-    """Lower ``1/2 a^T gram a - linear^T a`` over ``a >= 0`` from a start, by accelerated gradient steps.
+def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray:
+    """Minimise ``1/2 tr(V^T gram V) - tr(linear^T V) + beta * sum_j ||v_j||``, a group lasso, from a start.
 
-    Unlike `nonnegative_sizes` it serves neurons of any output directions, in any precision, and is not exact.
+    Alternating direction method of multipliers with one factorisation. Neurons are alike, and have a large common
+    part: gradient steps would take thousands where this takes some hundred.
 
     Parameters
     ----------
     gram : ndarray of shape (n_neurons, n_neurons)
-        Inner products of the neurons' outputs.
-    linear : ndarray of shape (n_neurons,)
-        Inner products with the target, less the cost of size.
-    sizes : ndarray of shape (n_neurons,)
-        A start.
+        Inner products of the hidden outputs.
+    linear : ndarray of shape (n_neurons, n_outputs)
+        Inner products of the hidden outputs with the target.
+    V : ndarray of shape (n_neurons, n_outputs)
+        A start, whose typical size sets the penalty of the method.
+    beta : float
+        Cost of size.
 
     Returns
     -------
-    ndarray of shape (n_neurons,)
-        The sizes.
+    ndarray of shape (n_neurons, n_outputs)
+        The weights, of which those that are not needed are zero.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from skcvxbn.solvers.output_weights import improved_sizes
-    >>> improved_sizes(np.eye(2), np.array([2.5, -1.5]), np.ones(2)).round(6)
-    array([2.5, 0. ])
+    >>> from skcvxbn.solvers.output_weights import improved_weights
+    >>> improved_weights(np.eye(2), np.array([[3.0], [-0.5]]), np.ones((2, 1)), 0.5).round(4) + 0.0
+    array([[2.5],
+           [0. ]])
     """
-    vector = np.ones_like(linear)
-    for _ in range(_POWER_STEPS):
-        vector = gram @ vector
-        vector /= max(float(np.linalg.norm(vector)), float(np.finfo(vector.dtype).tiny))
-    # The power method falls a little short of the largest eigenvalue.
-    lipschitz = 1.05 * float(vector @ (gram @ vector))
-    extrapolated, momentum = sizes, 1.0
-    for _ in range(_GRADIENT_STEPS if lipschitz > 0 else 0):
-        new = np.maximum(extrapolated - (gram @ extrapolated - linear) / lipschitz, 0)
-        new_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        extrapolated = new + (momentum - 1) / new_momentum * (new - sizes)
-        sizes, momentum = new, new_momentum
-    return sizes
+    sizes = np.linalg.norm(V, axis=1)
+    typical = float(sizes @ sizes) / max(float(sizes.sum()), float(np.finfo(sizes.dtype).tiny))
+    penalty = _PENALTY * beta / typical if typical > 0 else float(np.trace(gram)) / max(len(gram), 1)
+    inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
+    # What pulls at a neuron in excess of its cost is in balance at the optimum.
+    pull = linear - gram @ V
+    dual = pull * _shrinking(pull, beta) / penalty
+    for step_number in range(1, _MOST_STEPS + 1):
+        free = inverse @ (linear + penalty * (V - dual))
+        dual += _RELAXATION * free + (1 - _RELAXATION) * V
+        new = dual * (1 - _shrinking(dual, beta / penalty))
+        dual -= new
+        change, V = new - V, new
+        if step_number % _STRIDE == 0:
+            apart = max(float(np.linalg.norm(free - V)), float(np.linalg.norm(change)))
+            if apart <= _ACCURACY * float(np.linalg.norm(V)):
+                break
+    return V
+
+
+def _shrinking(V: NDArray, most: float) -> NDArray:
+    """Share of each row that is at most so long."""
+    sizes = np.linalg.norm(V, axis=1, keepdims=True)
+    return np.minimum(1.0, most / np.maximum(sizes, np.finfo(V.dtype).tiny))

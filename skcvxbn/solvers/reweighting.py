@@ -1,0 +1,88 @@
+"""The best output weights of given hidden directions: a convex problem without arrangements.
+
+Descent moves hidden directions to where they belong long before it balances neurons that are much alike. With
+the directions held fixed, what is left is a group lasso in as many groups as neurons, over their inner products:
+it is solved for at the price of a few steps of descent, and the dual point of its solution violates the
+constraint of no neuron.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from skcvxbn.arrays import Array, lengths, like, namespace, numpy_dtype, take, tiny, to_numpy
+from skcvxbn.solvers.base import Output, Problem
+from skcvxbn.solvers.output_weights import improved_weights
+
+# Weights below this share of the largest are zeros.
+_NO_WEIGHT = 1e-5
+# How often a change of the weights is halved before it is given up, and how many models of a curved loss are
+# solved while each lowers the objective by more than this share.
+_HALVINGS, _MODELS, _WORTH = 4, 3, 1e-6
+
+
+def reweighted(
+    problem: Problem, S: Array, V: Array, guess: Array | None = None
+) -> tuple[Array, Array, Array | None]:
+    """Find the best output weights for the hidden directions of a network; neurons that get none leave.
+
+    Parameters
+    ----------
+    problem : Problem
+        The training problem, whose loss has no kinks.
+    S, V : array of shape (rank + 1, n_neurons) and (n_neurons, n_outputs)
+        The network, of any scaling, without dead neurons.
+    guess : array of shape (n_outputs,), optional
+        Coefficients of the bias' direction.
+
+    Returns
+    -------
+    S, V : tuple of arrays
+        Unit hidden directions, and their weights.
+    bias : array of shape (n_outputs,)
+        Coefficients of the bias' direction.
+    """
+    sizes = lengths(S, axis=0)
+    S, V = S / sizes, V * sizes[:, None]
+    if V.shape[0] == 0:
+        return S, V, guess
+    H = problem.hidden(S)
+    output = problem.at(H @ V, guess)
+    value = output.value + problem.beta * problem.penalty(S, V)
+    for _ in range(1 if problem.loss.quadratic else _MODELS):
+        last = value
+        V, output, value = _improved(problem, H, V, output, value)
+        if last - value <= _WORTH * abs(value):
+            break
+    weights = to_numpy(lengths(V, axis=1))
+    used = np.flatnonzero(weights > _NO_WEIGHT * weights.max())
+    return take(S, used, axis=1), take(V, used, axis=0), output.bias
+
+
+def _improved(
+    problem: Problem, H: Array, V: Array, start: Output, value: float
+) -> tuple[Array, Output, float]:
+    """Minimise the model of second order of the loss at these weights, as far as the loss follows it."""
+    gram = _weighted_gram(problem, H, problem.loss.row_curvature(start.F))
+    pull = problem.rows.total(H.T @ start.R)
+    # As many numbers as pairs of neurons: the model is solved on the host.
+    gram, pull, weights = (to_numpy(M).astype(np.float64) for M in (gram, pull, V))
+    move = improved_weights(gram, pull + gram @ weights, weights, problem.beta) - weights
+    for halving in range(_HALVINGS):
+        trial = like((weights + 0.5**halving * move).astype(numpy_dtype(V)), V)
+        output = problem.at(H @ trial, start.bias)
+        new = output.value + problem.beta * float(namespace(V).sum(lengths(trial, axis=1)))
+        if new < value:
+            return trial, output, new
+    return V, start, value
+
+
+def _weighted_gram(problem: Problem, H: Array, weight: Array) -> Array:
+    """Inner products of the columns of `H`, rows weighted, without what the bias reaches."""
+    roots = namespace(H).sqrt(weight)
+    weighted = roots * H
+    if problem.fit_intercept:
+        direction = roots[:, 0] * problem.A[:, -1]
+        direction /= max(problem.length(direction), tiny(direction))
+        weighted -= direction[:, None] * problem.rows.total(direction @ weighted)
+    return problem.rows.total(weighted.T @ weighted)
