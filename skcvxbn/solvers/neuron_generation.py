@@ -20,13 +20,13 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, astype, like, to_numpy, zeros
+from skcvxbn.arrays import Array, astype, concat, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.descent import Interrupted, descend, step_work
 from skcvxbn.solvers.dual_search import DualSearch
 from skcvxbn.solvers.first_network import TOL_SHARE, first_network, is_dear
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
-from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.neurons import Neurons, gather
 from skcvxbn.solvers.reweighting import reweighted
 from skcvxbn.solvers.stochastic import has_batches
 
@@ -46,8 +46,8 @@ _NEWCOMERS = 96
 _APART = 0.98
 # Multiplications of a search next to the convex program, in those of one of its steps, and at most.
 _SEARCH_SHARE, _DEAREST_SEARCH = 10.0, 1e10
-# Cosine from which on neurons are counted as one, where they are many next to what the program can take.
-_NEARLY_ONE = 0.99
+# Cosine from which on neurons are counted as one, and where they are many next to what the program can take.
+_ONE, _NEARLY_ONE = 0.9999, 0.99
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 # Cost of rounding the loss' kinks, as a share of the gap of the last round: it makes the dual point unique,
@@ -129,6 +129,7 @@ class _Generation:
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         self.rounding = _ROUNDING
+        self.newcomers = self.duals.found
         # With several outputs a round may well fail to improve, since directions turn by descent only; with
         # kinks of the loss too, since they become sharper.
         self.several = n_outputs > 1
@@ -186,8 +187,8 @@ class _Generation:
         newcomers = self.duals.found.take(violating)
         if self.way is _Way.PROGRAM:
             newcomers = newcomers.apart(_APART)
-        newcomers = newcomers.take(np.arange(min(n_new, len(newcomers.values))))
-        self.neurons = self.neurons.joined(problem, newcomers)
+        self.newcomers = newcomers.take(np.arange(min(n_new, len(newcomers.values))))
+        self.neurons = self.neurons.joined(problem, self.newcomers)
 
     def _is_cheap(self) -> bool:
         few = 0 < int(self._significant().sum()) <= (_FEW_MANY_ROWS if self.many_rows else _FEW)
@@ -237,9 +238,17 @@ class _Generation:
         return reweighted(self.single.smoothed(max(width, self.rounding)), S, V, bias)
 
     def _rounded(self, S: Array, V: Array, width: float, bias: Array) -> Neurons:
-        """Neurons that descent has led so near to kinks as it tells them apart, with their best weights."""
-        negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
+        """Neurons that descent has led so near to kinks as it tells them apart, with their best weights.
+
+        Newcomers may have been led away, over wide kinks, from narrow maxima where they are needed: they get
+        another chance.
+        """
+        if len(V):
+            S, V, _ = gather(S, V, _ONE)
+        S = concat([S, astype(self.newcomers.S, np.float32)], axis=1)
+        V = concat([V, zeros(self.newcomers.U.shape, V)], axis=0)
         S, V, bias = self._reweighted(S, V, width, bias)
+        negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
         return Neurons.of_network(self.problem, S, V, negligible, max(width, self.rounding), bias)
 
     def _round_widths(self) -> tuple[float, ...]:

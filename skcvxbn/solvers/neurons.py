@@ -119,14 +119,8 @@ class Neurons:
 
     def gathered(self, cosine: float) -> Neurons:
         """Add up neurons that are nearly of one kind, whatever their arrangements: a start for descent."""
-        directions = to_numpy(self.S / lengths(self.S, axis=0))
-        similar = directions.T @ directions > cosine
-        owner = np.full(len(self), -1)
-        for j in np.argsort(-self.sizes, kind="stable"):
-            if owner[j] < 0:
-                owner[similar[j] & (owner < 0)] = j
-        S, U, leaders = merge(to_numpy(self.S), to_numpy(self.U), owner, cosine)
-        return replace(self.take(leaders), S=like(S, self.S), U=like(U, self.U))
+        S, U, leaders = gather(self.S, self.U, cosine)
+        return replace(self.take(leaders), S=S, U=U)
 
     def joined(self, problem: Problem, newcomers: Candidates) -> Neurons:
         """Let in the newcomers whose arrangement and output direction are new."""
@@ -151,6 +145,29 @@ class Neurons:
         arrangements = problem.fingerprints(self.patterns)
         rounded = np.round(to_numpy(self.U), 3) + 0.0
         return [(a.tobytes(), u.tobytes()) for a, u in zip(arrangements, rounded, strict=True)]
+
+
+def gather(S: Array, V: Array, cosine: float) -> tuple[Array, Array, NDArray]:
+    """Add up neurons whose hidden and output directions both agree to this cosine, whatever their arrangements.
+
+    Returns
+    -------
+    S, U : tuple of arrays
+        The sums: hidden directions, as long as the neuron is large, and unit output directions.
+    leaders : ndarray of int
+        The largest neuron of each sum.
+    """
+    weights = lengths(V, axis=1)
+    hidden, U = to_numpy(S * weights), to_numpy(V / weights[:, None])
+    sizes = np.linalg.norm(hidden, axis=0)
+    directions = hidden / sizes
+    similar = directions.T @ directions > cosine
+    owner = np.full(len(sizes), -1)
+    for j in np.argsort(-sizes, kind="stable"):
+        if owner[j] < 0:
+            owner[similar[j] & (owner < 0)] = j
+    hidden, U, leaders = merge(hidden, U, owner, cosine)
+    return like(hidden, S), like(U, S), leaders
 
 
 def merge(S: NDArray, U: NDArray, owner: NDArray, cosine: float) -> tuple[NDArray, NDArray, NDArray]:
