@@ -29,7 +29,7 @@ from skcvxbn.solvers.search import (
     verified,
 )
 
-_QUICK_STARTS = 128
+_QUICK_STARTS = 256
 # A broad search has no more where the convex program is cheap.
 _BROAD_STARTS = 128
 # Tolerance from which on a looser one takes fewer starts.

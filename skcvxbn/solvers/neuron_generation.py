@@ -57,12 +57,11 @@ _ROUNDING = 0.1
 _NARROWING = 0.9
 # Rounds that lower the objective by a smaller share of the tolerance, turns of the gap, are standing still.
 _STANDSTILL = 0.03
-# Rounds of descent that lower it by less than this give way to the program or, where that is not affordable,
-# make the end; with several outputs, by less where the program is dear.
-_GIVE_WAY, _GIVE_WAY_SEVERAL, _GIVE_WAY_DEAR, _GIVE_WAY_MANY_ROWS = 5e-3, 1e-4, 1e-5, 1e-5
-_GIVE_UP = 1e-2
-# The same where rows are many: for each multiplication of a step of theirs, and at most.
-_GIVE_UP_PER_WORK, _GIVE_UP_MANY_ROWS = 2e-12, 2e-3
+# A round of descent that lowers it by less gives way to the program where that converges quickly.
+_GIVE_WAY = 2e-4
+# Rounds of descent that lower it by less, for each multiplication of a step of theirs and at most, make the end
+# where the program is out of reach.
+_GIVE_UP_PER_WORK, _GIVE_UP = 2e-12, 2e-3
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, and than so many times the tolerance, or than a share of it.
 _FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
@@ -301,7 +300,7 @@ class _Generation:
             if self.way is _Way.TURNS:
                 self._begin_program()
         elif self.way is _Way.DESCENT:
-            self._leave_descent(progress)
+            self._leave_descent(progress, narrower)
         elif self.way is _Way.TURNS and progress < _STANDSTILL * self.gap and not narrower:
             self.neurons = self.best
             self._begin_program()
@@ -316,36 +315,46 @@ class _Generation:
         elif self.standing_still >= self.patience:
             self.message = "the objective stands still"
 
-    def _leave_descent(self, progress: float) -> None:
-        tol, again = self.options.tol, self.n_iter > 1
-        if self.many_rows:
-            # A round of the program takes as long as dozens of descent, or hundreds where the loss has kinks:
-            # it is for what these cannot reach.
-            neurons = self._within_reach()
-            price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP_MANY_ROWS)
-            if neurons is not None and again and progress < max(_GIVE_WAY_MANY_ROWS, _STANDSTILL * tol):
-                self.neurons = neurons
-                self._give_way()
-            elif neurons is None and again and progress < price:
-                # One round without newcomers of use is no standstill.
-                self.standing_still += self.patience if price == _GIVE_UP_MANY_ROWS else 1
-            else:
-                self.standing_still = 0
+    def _leave_descent(self, progress: float, narrower: bool) -> None:
+        """Give way to the program once descent no longer pays, or to nothing where that is out of reach."""
+        if self._is_cheap() and not self.many_rows:
+            self.way = _Way.TURNS
             return
-        if self._affordable():
-            if self._is_cheap():
-                self.way = _Way.TURNS
-            elif again and progress < self._share_to_give_way():
-                self._give_way()
-        elif again and progress < max(tol, _GIVE_UP):
-            self._give_up()
+        neurons, tol = self._within_reach(), self.options.tol
+        price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP)
+        if neurons is None:
+            least = price
+        elif self._converges():
+            least, narrower = _GIVE_WAY, False
+        else:
+            least = _STANDSTILL * tol
+        if self.n_iter == 1 or progress >= least or narrower:
+            self.standing_still = 0
+        elif neurons is not None and self.standing_still >= self._patience_of_descent():
+            self.neurons = neurons
+            self._give_way()
+        else:
+            # Of dear rounds one without newcomers of use is enough.
+            self.standing_still += self.patience if price == _GIVE_UP else 1
         loose = self.several or tol >= _FAR
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
-        if far and again and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
-            self._give_up()
+        if far and self.n_iter > 1 and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
+            self.standing_still = self.patience
+
+    def _patience_of_descent(self) -> int:
+        """Rounds without progress after which the program takes over: more where its own are dear."""
+        return 5 if self.several else 1 if self.many_rows else 0
+
+    def _converges(self) -> bool:
+        """Whether rounds of the program are cheap, and few of them make the end."""
+        return not (self.several or self.many_rows)
 
     def _within_reach(self) -> Neurons | None:
         """Return the neurons, or those nearly of one kind taken together, if a program is worth its time."""
+        if not self.many_rows:
+            return self.neurons if self._affordable() else None
+        # A round takes as long as dozens of descent, or hundreds where the loss has kinks: it is for what these
+        # cannot reach.
         tight = self.options.tol < _FAR and not self.several
         most = _AFFORDABLE if tight else _CHEAP if self.problem.loss.box is None else _FAR_WORK
         if self._work() <= most:
@@ -353,20 +362,13 @@ class _Generation:
         gathered = self.neurons.take(np.flatnonzero(self._significant())).gathered(_NEARLY_ONE)
         return gathered if work_per_step(self.problem, len(gathered)) <= most else None
 
-    def _share_to_give_way(self) -> float:
-        if not self.several:
-            return _GIVE_WAY
-        return _GIVE_WAY_SEVERAL if self._work() <= _FAR_WORK else _GIVE_WAY_DEAR
-
     def _give_way(self) -> None:
         # Turns would cost the diversity of hundreds of neurons; several outputs need them.
+        self.standing_still = 0
         if self.several:
             self.way = _Way.TURNS
         else:
             self._begin_program()
-
-    def _give_up(self) -> None:
-        self.standing_still = self.patience
 
     def _begin_program(self) -> None:
         """Give the rounds to the program alone: it leaves no arrangement that it is not shown."""
