@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from skcvxbn.solvers import Options, Problem, solve
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 
-_LINE = re.compile(r"objective\s+(\S+)\s+gap\s+(\S+)")
+_OBJECTIVE, _GAP = re.compile(r"objective\s+(\S+)"), re.compile(r"gap\s+(\S+)")
 # An interior point method on more entries of arrangements than this needs several GiB and many minutes.
 CVXPY_ENTRIES = 300_000
 # adelie holds the constraints of every arrangement, twice.
@@ -81,12 +81,18 @@ class _Progress(io.TextIOBase):
     def __init__(self, run: Run, clock: Clock, scale: float) -> None:
         self.run, self.clock, self.scale = run, clock, scale
 
+    def _note(self, objective: float, stated: float) -> None:
+        self.run.seconds.append(self.clock())
+        self.run.objectives.append(objective)
+        self.run.stated.append(stated)
+
     def write(self, text: str) -> int:
-        found = _LINE.search(text)
-        if found:
-            self.run.seconds.append(self.clock())
-            self.run.objectives.append(float(found[1]) * self.scale)
-            self.run.stated.append(float(found[2]))
+        run, objective, gap = self.run, _OBJECTIVE.search(text), _GAP.search(text)
+        if objective:
+            # What is reached is printed before the search for the gap: until then the last one holds.
+            self._note(float(objective[1]) * self.scale, run.stated[-1] if run.stated else 1.0)
+        if gap:
+            self._note(run.objectives[-1], float(gap[1]))
         return len(text)
 
 

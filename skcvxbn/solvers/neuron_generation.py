@@ -59,8 +59,8 @@ _NARROWING = 0.9
 _STANDSTILL = 0.03
 # A round of descent that lowers it by less gives way to the program where that converges quickly.
 _GIVE_WAY = 2e-4
-# Rounds of descent that lower it by less, for each multiplication of a step of theirs and at most, make the end
-# where the program is out of reach.
+# Where the program is out of reach, rounds that lower it by less, for each multiplication of a step of theirs
+# and at most, make the end.
 _GIVE_UP_PER_WORK, _GIVE_UP = 2e-12, 2e-3
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, and than so many times the tolerance, or than a share of it.
@@ -156,12 +156,15 @@ class _Generation:
         if self.neurons.objective < self.best.objective:
             self.best = self.neurons
         last_gap = self.gap
+        self._report(f"round {self.n_iter:3d}  objective {self.neurons.objective:.8e}", end="")
         self._check_in_step()
         self._search()
-        if self.options.verbose:
-            line = f"round {self.n_iter:3d}  objective {self.neurons.objective:.8e}  gap {self.gap:.1e}"
-            print(f"{line}  neurons {len(self.neurons)}", flush=True)
+        self._report(f"  gap {self.gap:.1e}  neurons {len(self.neurons)}")
         self._decide(progress, self.gap < _NARROWING * last_gap)
+
+    def _report(self, text: str, end: str = "\n") -> None:
+        if self.options.verbose:
+            print(text, end=end, flush=True)
 
     def _check_in_step(self) -> None:
         """Refuse to go on where processes, on machines that round differently, have come to other neurons."""
@@ -353,8 +356,8 @@ class _Generation:
         """Return the neurons, or those nearly of one kind taken together, if a program is worth its time."""
         if not self.many_rows:
             return self.neurons if self._affordable() else None
-        # A round takes as long as dozens of descent, or hundreds where the loss has kinks: it is for what these
-        # cannot reach.
+        # A round takes as long as dozens of descent, or hundreds where the loss has kinks: it is for what
+        # these cannot reach.
         tight = self.options.tol < _FAR and not self.several
         most = _AFFORDABLE if tight else _CHEAP if self.problem.loss.box is None else _FAR_WORK
         if self._work() <= most:

@@ -14,13 +14,11 @@ from skcvxbn.arrays import (
     concat,
     lengths,
     like,
-    namespace,
     numpy_dtype,
     take,
-    tiny,
     to_numpy,
 )
-from skcvxbn.solvers.base import Output, Problem, without_negligible
+from skcvxbn.solvers.base import Problem, without_negligible
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
@@ -148,7 +146,7 @@ class Neurons:
 
 
 def gather(S: Array, V: Array, cosine: float) -> tuple[Array, Array, NDArray]:
-    """Add up neurons whose hidden and output directions both agree to this cosine, whatever their arrangements.
+    """Add up neurons whose hidden and output directions agree to this cosine, whatever their arrangements.
 
     Returns
     -------
@@ -214,4 +212,3 @@ def merge(S: NDArray, U: NDArray, owner: NDArray, cosine: float) -> tuple[NDArra
     # The spread of the output directions shortens their sum.
     total *= lengths / np.bincount(group, weights=sizes)
     return total, V / lengths[:, None], which
-

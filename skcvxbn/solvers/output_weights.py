@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 _TELL_APART = 1e-6
-# Penalty of the alternating directions, in units of the cost of a typical neuron for its size, and their relaxation.
+# Penalty of the alternating directions, in units of a typical neuron's cost for its size, and their relaxation.
 _PENALTY, _RELAXATION = 0.03, 1.6
 # They end when two of their iterates agree to this share, or after so many steps; looked at every so many.
 _ACCURACY, _MOST_STEPS, _STRIDE = 1e-6, 300, 20
@@ -76,8 +76,8 @@ def nonnegative_least_squares(M: NDArray, b: NDArray) -> NDArray:
 def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray:
     """Minimise ``1/2 tr(V^T gram V) - tr(linear^T V) + beta * sum_j ||v_j||``, a group lasso, from a start.
 
-    Alternating direction method of multipliers with one factorisation. Neurons are alike, and have a large common
-    part: gradient steps would take thousands where this takes some hundred.
+    Alternating direction method of multipliers with one factorisation. Neurons are alike, and have a large
+    common part: gradient steps would take thousands where this takes some hundred.
 
     Parameters
     ----------

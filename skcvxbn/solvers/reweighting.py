@@ -1,9 +1,9 @@
 """The best output weights of given hidden directions: a convex problem without arrangements.
 
 Descent moves hidden directions to where they belong long before it balances neurons that are much alike. With
-the directions held fixed, what is left is a group lasso in as many groups as neurons, over their inner products:
-it is solved for at the price of a few steps of descent, and the dual point of its solution violates the
-constraint of no neuron.
+the directions held fixed, what is left is a group lasso with a group for each neuron, over their inner
+products: it is solved for at the price of a few steps of descent, and the dual point of its solution violates
+the constraint of no neuron.
 """
 
 from __future__ import annotations

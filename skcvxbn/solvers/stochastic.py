@@ -24,8 +24,9 @@ _ROWS_PER_DIRECTION, _LEAST_ROWS, _MOST_ROWS = 8, 512, 2048
 _FEWEST_BATCHES = 8
 # Steps; or so often through the rows, if that is more.
 _STEPS, _EPOCHS = 1100, 10
-# Length of the first steps, in weights. It falls to zero like a cosine.
-_LENGTH = 0.025
+# Length of the first steps, in weights, for several outputs and for one: there longer ones kill neurons. It
+# falls to zero like a cosine.
+_LENGTH, _LENGTH_OF_ONE = 0.025, 0.012
 # What the mean of the gradients and that of their squares forget in a step.
 _MEAN, _SQUARE = 0.1, 0.01
 # Steps between two looks at the clock.
@@ -72,13 +73,14 @@ def train_on_batches(
     """
     network = _Network(problem, *balanced(S, V))
     n_steps, order = max(_STEPS, _EPOCHS * network.n_batches), [0]
+    longest = _LENGTH_OF_ONE if problem.n_outputs == 1 else _LENGTH
     try:
         for step in range(n_steps):
             if step % network.n_batches == 0:
                 order = rng.permutation(network.n_batches).tolist()
             if step % _STRIDE == 0 and problem.rows.past(deadline):
                 break
-            length = 0.5 * _LENGTH * (1 + math.cos(math.pi * step / n_steps))
+            length = 0.5 * longest * (1 + math.cos(math.pi * step / n_steps))
             network.step(order[step % network.n_batches], length)
     except KeyboardInterrupt:
         raise Interrupted(balanced(*network.weights())) from None
