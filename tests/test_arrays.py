@@ -39,6 +39,7 @@ from skcvxbn.solvers import solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import descend, random_network
 from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.reweighting import reweighted
 from skcvxbn.solvers.search import THOROUGH, random_starts, search
 from skcvxbn.whitening import whiten
 
@@ -305,7 +306,9 @@ def test_training_on_parts_of_the_rows(n_outputs):
         network = descend(problem, S, V, widths=(0.3, 0.1), n_steps=20)
         neurons = Neurons.of_network(problem, *network, 1e-3)
         found = search(problem.A, neurons.R, *starts, stages=THOROUGH, rows=problem.rows)
-        joined = neurons.joined(problem, found).merged(problem).resized(problem.smoothed(0.1))
+        joined = neurons.joined(problem, found).merged(problem)
+        weighted = reweighted(problem.smoothed(0.1), joined.S, joined.U, joined.bias)
+        joined = Neurons.of_network(problem, *weighted[:2], 0.0)
         return network, found.values, problem.fingerprints(neurons.patterns), joined
 
     network, values, fingerprints, joined = work(whole)

@@ -20,14 +20,14 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, astype, concat, like, to_numpy, zeros
+from skcvxbn.arrays import Array, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
-from skcvxbn.solvers.descent import Interrupted, descend, step_work
+from skcvxbn.solvers.descent import Interrupted, step_work
+from skcvxbn.solvers.descent_round import Descent
 from skcvxbn.solvers.dual_search import DualSearch
-from skcvxbn.solvers.first_network import TOL_SHARE, first_network, is_dear
 from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
-from skcvxbn.solvers.neurons import Neurons, gather
-from skcvxbn.solvers.reweighting import reweighted
+from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.search import Candidates
 from skcvxbn.solvers.stochastic import has_batches
 
 # Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
@@ -35,19 +35,13 @@ _CHEAP, _AFFORDABLE = 2e9, 1.2e10
 # With more neurons than this descent goes first, cheap or not: few would be left by the first turn. Where
 # rows are many it has come from batches, and is that much the better.
 _FEW, _FEW_MANY_ROWS = 64, 32
-# Widths of the rounded kinks of a round, and where it takes few and short stages.
-_ROUND_WIDTHS, _ROUND_STEPS = (0.03, 0.008, 0.002), 60
-_ROUND_SEVERAL_WIDTHS = (0.1, 0.03, 0.01, 0.003)
-_ROUND_DEAR_WIDTHS, _ROUND_DEAR_STEPS = (0.02, 0.005), 30
-# A stage ends when ten steps together gain less than this.
-_ROUND_TOL = 1e-5
 _NEWCOMERS = 96
 # In the program a newcomer closer than this to another one is worth less than it costs.
 _APART = 0.98
 # Multiplications of a search next to the convex program, in those of one of its steps, and at most.
 _SEARCH_SHARE, _DEAREST_SEARCH = 10.0, 1e10
-# Cosine from which on neurons are counted as one, and where they are many next to what the program can take.
-_ONE, _NEARLY_ONE = 0.9999, 0.99
+# Cosine from which on neurons are counted as one, where they are many next to what the program can take.
+_NEARLY_ONE = 0.99
 # Share of the largest neuron below which one does not reach the convex program.
 _NEGLIGIBLE_AFTER_DESCENT, _NEGLIGIBLE = 5e-3, 1e-5
 # Cost of rounding the loss' kinks, as a share of the gap of the last round: it makes the dual point unique,
@@ -120,11 +114,12 @@ class _Generation:
     def __init__(self, problem: Problem, options: Options) -> None:
         self.problem, self.options = problem, options
         # Descent and search run in single precision: all that is reported is computed in the problem's own.
-        self.single = problem.astype(np.float32)
+        single = problem.astype(np.float32)
         rank, n_outputs = problem.A.shape[1], problem.n_outputs
         nothing = zeros((rank, 0), problem.A), zeros((0, n_outputs), problem.A)
         self.neurons = self.best = Neurons.of_network(problem, *nothing, 0.0)
-        self.duals = DualSearch(problem, self.single, options, self.neurons)
+        self.descent = Descent(problem, single, options)
+        self.duals = DualSearch(problem, single, options, self.neurons)
         self.way, self.gap, self.n_iter, self.standing_still = _Way.DESCENT, np.inf, 0, 0
         self.message = ""
         self.rounding = _ROUNDING
@@ -138,8 +133,7 @@ class _Generation:
     def begin(self, start: tuple[Array, Array] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
         if start is None:
-            S, V, width = first_network(self.single.smoothed(self.rounding), self.options)
-            self.neurons = self._rounded(S, V, width, astype(self.neurons.bias, np.float32))
+            self.neurons = self.descent.first(self.neurons, self.rounding)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
         if self._is_cheap():
@@ -211,55 +205,16 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
-            self._descend()
+            self._descend(self.newcomers)
         if most is not None and len(self.neurons) > most:
             self.neurons = self.neurons.largest(most)
             self._descend()
         if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
             self._solve_program()
 
-    def _descend(self) -> None:
-        """Descend on all weights, between two turns on the output weights alone."""
-        widths, neurons = self._round_widths(), self.neurons
-        # Through double precision: the product of the scales of a newcomer is small.
-        S, V = balanced(astype(neurons.S, np.float64), astype(neurons.U, np.float64))
-        S, V, bias = (astype(M, np.float32) for M in (S, V, neurons.bias))
-        S, V, bias = self._reweighted(S, V, widths[-1], bias)
-        S, V = descend(
-            self.single.smoothed(self.rounding),
-            *balanced(S, V),
-            widths=widths,
-            n_steps=_ROUND_DEAR_STEPS if self._is_dear(len(neurons)) else _ROUND_STEPS,
-            tol=max(_ROUND_TOL, TOL_SHARE * self.options.tol),
-            bias=bias,
-            deadline=self.options.deadline,
-        )
-        self.neurons = self._rounded(S, V, widths[-1], bias)
-
-    def _reweighted(self, S: Array, V: Array, width: float, bias: Array) -> tuple[Array, Array, Array]:
-        return reweighted(self.single.smoothed(max(width, self.rounding)), S, V, bias)
-
-    def _rounded(self, S: Array, V: Array, width: float, bias: Array) -> Neurons:
-        """Neurons that descent has led so near to kinks as it tells them apart, with their best weights.
-
-        Newcomers may have been led away, over wide kinks, from narrow maxima where they are needed: they get
-        another chance.
-        """
-        if len(V):
-            S, V, _ = gather(S, V, _ONE)
-        S = concat([S, astype(self.newcomers.S, np.float32)], axis=1)
-        V = concat([V, zeros(self.newcomers.U.shape, V)], axis=0)
-        S, V, bias = self._reweighted(S, V, width, bias)
+    def _descend(self, newcomers: Candidates | None = None) -> None:
         negligible = _NEGLIGIBLE if self.way is _Way.DESCENT else _NEGLIGIBLE_AFTER_DESCENT
-        return Neurons.of_network(self.problem, S, V, negligible, max(width, self.rounding), bias)
-
-    def _round_widths(self) -> tuple[float, ...]:
-        if self._is_dear(len(self.neurons)):
-            return _ROUND_DEAR_WIDTHS
-        return _ROUND_SEVERAL_WIDTHS if self.several else _ROUND_WIDTHS
-
-    def _is_dear(self, n_neurons: int) -> bool:
-        return is_dear(self.problem, n_neurons, self.options.tol)
+        self.neurons = self.descent.round(self.neurons, self.rounding, negligible, newcomers)
 
     def _solve_program(self) -> None:
         """Solve the convex program over the arrangements of the neurons, on the host of every process."""

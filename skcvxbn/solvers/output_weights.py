@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 _TELL_APART = 1e-6
-# Penalty of the alternating directions, in units of a typical neuron's cost for its size, and their relaxation.
-_PENALTY, _RELAXATION = 0.03, 1.6
-# They end when two of their iterates agree to this share, or after so many steps; looked at every so many.
-_ACCURACY, _MOST_STEPS, _STRIDE = 1e-6, 300, 20
+# Penalty of the alternating directions, as a typical neuron's cost for its size, and at least as a share of
+# all inner products that is above the rounding of single precision; their relaxation.
+_PENALTY, _LEAST_PENALTY, _RELAXATION = 0.05, 1e-6, 1.6
+# They end when the conditions of an optimum hold to this share, or after so many steps; seen at intervals.
+_ACCURACY, _MOST_STEPS, _STRIDE = 1e-5, 600, 20
 
 
 def nonnegative_sizes(H: NDArray, y: NDArray, beta: float) -> NDArray:
@@ -104,8 +105,10 @@ def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) ->
            [0. ]])
     """
     sizes = np.linalg.norm(V, axis=1)
-    typical = float(sizes @ sizes) / max(float(sizes.sum()), float(np.finfo(sizes.dtype).tiny))
-    penalty = _PENALTY * beta / typical if typical > 0 else float(np.trace(gram)) / max(len(gram), 1)
+    total, trace = float(sizes.sum()), float(np.trace(gram))
+    wanted = _PENALTY * beta * total / float(sizes @ sizes) if total > 0 else trace / max(len(gram), 1)
+    # Rounding may have left the inner products a little short of positive semidefinite.
+    penalty = max(wanted, _LEAST_PENALTY * trace) or 1.0
     inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
     # What pulls at a neuron in excess of its cost is in balance at the optimum.
     pull = linear - gram @ V
@@ -113,17 +116,21 @@ def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) ->
     for step_number in range(1, _MOST_STEPS + 1):
         free = inverse @ (linear + penalty * (V - dual))
         dual += _RELAXATION * free + (1 - _RELAXATION) * V
-        new = dual * (1 - _shrinking(dual, beta / penalty))
-        dual -= new
-        change, V = new - V, new
-        if step_number % _STRIDE == 0:
-            apart = max(float(np.linalg.norm(free - V)), float(np.linalg.norm(change)))
-            if apart <= _ACCURACY * float(np.linalg.norm(V)):
-                break
+        V = dual * (1 - _shrinking(dual, beta / penalty))
+        dual -= V
+        if step_number % _STRIDE == 0 and _is_optimal(V, linear - gram @ V, beta):
+            break
     return V
+
+
+def _is_optimal(V: NDArray, pull: NDArray, beta: float) -> bool:
+    """Whether nothing pulls at a neuron by more than its cost, and at those in use by as much."""
+    largest = float(np.linalg.norm(pull, axis=1).max(initial=0.0))
+    cost = beta * float(np.linalg.norm(V, axis=1).sum())
+    return largest <= beta * (1 + _ACCURACY) and cost - float(np.vdot(V, pull)) <= _ACCURACY * cost
 
 
 def _shrinking(V: NDArray, most: float) -> NDArray:
     """Share of each row that is at most so long."""
     sizes = np.linalg.norm(V, axis=1, keepdims=True)
-    return np.minimum(1.0, most / np.maximum(sizes, np.finfo(V.dtype).tiny))
+    return most / np.maximum(sizes, most)

@@ -18,7 +18,7 @@ from skcvxbn.solvers.output_weights import improved_weights
 _NO_WEIGHT = 1e-5
 # How often a change of the weights is halved before it is given up, and how many models of a curved loss are
 # solved while each lowers the objective by more than this share.
-_HALVINGS, _MODELS, _WORTH = 4, 3, 1e-6
+_HALVINGS, _MODELS, _WORTH = 4, 5, 1e-7
 
 
 def reweighted(

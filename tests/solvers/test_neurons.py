@@ -1,4 +1,4 @@
-"""The neurons of a solver: merging, joining, sizing."""
+"""The neurons of a solver: merging, gathering, joining."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import optimize
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
@@ -21,35 +20,6 @@ def make(n_outputs=1, fit_intercept=True, n_neurons=6, beta=0.05):
     problem = Problem(A, LinearQuadratic(rng.standard_normal((30, n_outputs)), 1.0), beta, fit_intercept)
     S, V = rng.standard_normal((4, n_neurons)), rng.standard_normal((n_neurons, n_outputs))
     return problem, Neurons.of_network(problem, S, V, 0.0)
-
-
-def without_bias(problem, M):
-    return M - np.outer(problem.A[:, -1], problem.A[:, -1] @ M) if problem.fit_intercept else M
-
-
-@pytest.mark.parametrize("fit_intercept", [False, True])
-@pytest.mark.parametrize("n_outputs", [1, 3])
-def test_sizes_are_those_of_nonnegative_least_squares(n_outputs, fit_intercept):
-    problem, neurons = make(n_outputs, fit_intercept, n_neurons=12, beta=0.5)
-    resized = neurons.resized(problem)
-    unit = neurons.S / np.linalg.norm(neurons.S, axis=0)
-    F = np.stack(
-        [
-            without_bias(problem, np.outer(h, u)).ravel()
-            for h, u in zip(problem.hidden(unit).T, neurons.U, strict=True)
-        ],
-        axis=1,
-    )
-    # The penalty beta * sum(c) as a linear term: half ||F c - y||^2 + beta sum(c), by bounded quasi-Newton.
-    y = problem.zero.R.ravel()
-
-    def value(c):
-        r = F @ c - y
-        return 0.5 * r @ r + 0.5 * c.sum(), F.T @ r + 0.5
-
-    expected = optimize.minimize(value, np.ones(12), jac=True, bounds=[(0, None)] * 12, tol=1e-14)
-    assert problem.objective(resized.S, resized.U) == pytest.approx(expected.fun, rel=1e-6)
-    assert len(resized) == np.sum(expected.x > 1e-4 * expected.x.max())
 
 
 def test_neurons_of_the_same_kind_merge_and_the_network_stays():
@@ -79,11 +49,6 @@ def test_known_neurons_do_not_join_again():
     assert len(joined) == len(neurons) + 2
     np.testing.assert_array_equal(joined.S[:, : len(neurons)], neurons.S)
     np.testing.assert_array_equal(joined.patterns[:, -2:], problem.A @ S[:, 2:] > 0)
-
-
-def test_no_neuron_has_no_size():
-    problem, neurons = make()
-    assert len(neurons.take(np.zeros(0, int)).resized(problem)) == 0
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])
