@@ -25,8 +25,9 @@ class Run:
     """What one method did over time.
 
     `seconds` are CPU seconds; `networks` and `objectives` belong to them, or `networks` holds the answer
-    alone. `stated` are the relative gaps that the method itself states. `setting` is what was tuned, `note`
-    what went differently, or why there is no network.
+    alone. `stated` are the relative gaps that the method itself states, and `dual_point` is what the last of
+    them comes from, where it is another one than the network's own. `setting` is what was tuned, `note` what
+    went differently, or why there is no network.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Run:
     networks: list[Network] = field(default_factory=list)
     objectives: list[float] = field(default_factory=list)
     stated: list[float] = field(default_factory=list)
+    dual_point: NDArray | None = None
     setting: str = ""
     note: str = ""
 

@@ -56,7 +56,10 @@ def seconds_to(runs: list[Run], objective: float) -> float:
 
 
 def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
-    """Gap of every answer, from the same starts: random ones, and what was found from the best answer."""
+    """Gap of every answer, from the same starts: random ones, and what was found from the best answer.
+
+    A method that states a dual point is judged by that one, or its network's own, whichever is the better.
+    """
     answered = [run for run in runs if run.networks]
     if not answered:
         return []
@@ -70,24 +73,26 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
     size = np.linalg.norm(best[0], axis=0) * np.linalg.norm(best[1], axis=1)
     largest = np.argsort(-size)[:n_starts]
     S, U = np.hstack([S, best[0][:, largest]]), np.vstack([U, best[1][largest]])
-    found = _search(case, best, S, U, stages)
+    found = _search(case, case.problem.dual_point(*best), S, U, stages)
     S = np.hstack([S, found.S[:, :n_starts]])
     U = np.vstack([U, found.U[:n_starts]])
     verdicts = []
     for run in answered:
         network = _double(run.networks[-1])
-        R = case.problem.dual_point(*network)
-        largest_value = _search(case, network, S, U, stages).largest
+        points = [case.problem.dual_point(*network), run.dual_point]
+        bounds = [
+            case.problem.dual_bound(R, _search(case, R, S, U, stages).largest)
+            for R in points
+            if R is not None
+        ]
         used = np.linalg.norm(network[0], axis=0) * np.linalg.norm(network[1], axis=1)
-        bound = min(case.problem.dual_bound(R, largest_value), run.objectives[-1])
         n_neurons = int((used > 1e-4 * used.max(initial=0)).sum())
-        verdicts.append(Verdict(run, run.objectives[-1], bound, n_neurons))
+        verdicts.append(Verdict(run, run.objectives[-1], min(max(bounds), run.objectives[-1]), n_neurons))
     return verdicts
 
 
-def _search(case: Case, network: Network, S: NDArray, U: NDArray, stages: tuple) -> Candidates:
+def _search(case: Case, R: NDArray, S: NDArray, U: NDArray, stages: tuple) -> Candidates:
     A = case.training.A
-    R = case.problem.dual_point(*network)
     size = float(np.linalg.norm(R))
     found = search(A, (R / size).astype(A.dtype), S.astype(A.dtype), U.astype(A.dtype), stages=stages)
     return Candidates(found.S, found.U, found.values * size)

@@ -70,6 +70,7 @@ def _library(
     run.networks.append((solution.S, solution.V))
     run.objectives.append(solution.objective)
     run.stated.append((solution.objective - solution.lower_bound) / solution.objective)
+    run.dual_point = solution.R.astype(np.float64)
     if interrupted:
         run.note = "stopped at the limit"
     return run

@@ -14,6 +14,7 @@ leave these. So descent goes first, then both take turns, and the program alone 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from enum import Enum
 from hashlib import blake2b
 
@@ -336,8 +337,10 @@ class _Generation:
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
-        if self.message not in (_CONVERGED, _INTERRUPTED) and self._affordable():
-            self.duals.confirm()
+        if self.message != _CONVERGED and math.isfinite(self.gap) and self._affordable():
+            # Who cannot wait for the bound to be tested interrupts once more.
+            with suppress(KeyboardInterrupt):
+                self.duals.confirm()
         self._state_gap()
         lower_bound = self.duals.lower_bound
         S, V = balanced(best.S, best.U)
