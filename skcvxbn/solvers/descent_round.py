@@ -44,17 +44,44 @@ class Descent:
         self._problem, self._single, self._options = problem, single, options
 
     def first(self, idle: Neurons, rounding: float) -> Neurons:
-        """Train the first network; the kinks of the loss are rounded."""
+        """Train the first network.
+
+        Parameters
+        ----------
+        idle : Neurons
+            The network without a neuron.
+        rounding : float
+            Half width of the rounded kinks of the loss.
+
+        Returns
+        -------
+        Neurons
+            Those of the network.
+        """
         S, V, width = first_network(self._single.smoothed(rounding), self._options)
         return self._settled(S, V, max(width, rounding), astype(idle.bias, np.float32), _NEGLIGIBLE)
 
     def round(
         self, neurons: Neurons, rounding: float, negligible: float, newcomers: Candidates | None = None
     ) -> Neurons:
-        """Improve neurons, and leave out those below a share of the largest.
+        """Improve neurons.
 
-        Newcomers are among them. Some are led away, over wide kinks, from narrow maxima where they are
-        needed: these get another chance.
+        Parameters
+        ----------
+        neurons : Neurons
+            The neurons, newcomers among them.
+        rounding : float
+            Half width of the rounded kinks of the loss.
+        negligible : float
+            Neurons below this share of the largest leave.
+        newcomers : Candidates, optional
+            Those that joined last. Some are led away, over wide kinks, from narrow maxima where they are
+            needed: these get another chance.
+
+        Returns
+        -------
+        Neurons
+            The improved ones, with the best output weights that their hidden directions can have.
         """
         widths = self._widths(len(neurons))
         last = max(widths[-1], rounding)

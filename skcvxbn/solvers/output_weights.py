@@ -1,4 +1,4 @@
-"""Sizes of neurons whose hidden and output directions are held fixed: quadratic programs in numbers >= 0."""
+"""Output weights of neurons whose hidden directions are held fixed: quadratic programs, and a group lasso."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ _ROWS_PER_DIRECTION, _LEAST_ROWS, _MOST_ROWS = 8, 512, 2048
 _FEWEST_BATCHES = 8
 # Steps; or so often through the rows, if that is more.
 _STEPS, _EPOCHS = 1100, 10
-# Length of the first steps, in weights; shorter where many neurons share an output, and each has to be small:
-# longer ones kill them. It falls to zero like a cosine.
-_LENGTH, _SHARED_LENGTH = 0.025, 0.165
+# Length of the first steps, in weights. Where more than so many neurons share an output each is smaller, and
+# steps are shorter by a power of the ratio: longer ones kill neurons. It falls to zero like a cosine.
+_LENGTH, _SHARING, _POWER = 0.025, 43.0, 2 / 3
 # What the mean of the gradients and that of their squares forget in a step.
 _MEAN, _SQUARE = 0.1, 0.01
 # Steps between two looks at the clock.
@@ -73,7 +73,7 @@ def train_on_batches(
     """
     network = _Network(problem, *balanced(S, V))
     n_steps, order = max(_STEPS, _EPOCHS * network.n_batches), [0]
-    longest = min(_LENGTH, _SHARED_LENGTH * math.sqrt(problem.n_outputs / V.shape[0]))
+    longest = _LENGTH * min(1.0, _SHARING * problem.n_outputs / V.shape[0]) ** _POWER
     try:
         for step in range(n_steps):
             if step % network.n_batches == 0:

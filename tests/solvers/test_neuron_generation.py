@@ -247,6 +247,19 @@ def test_verbose_prints_a_line_a_round(options, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_objective_is_printed_before_the_search_for_its_gap(options, capsys, monkeypatch):
+    problem, printed, search = instance(), [], dual_search.search
+
+    def heard(*args, **kwargs):
+        printed.append(capsys.readouterr().out)
+        return search(*args, **kwargs)
+
+    monkeypatch.setattr(dual_search, "search", heard)
+    generate_neurons(problem, options(verbose=1))
+    assert printed[0].startswith("round   1  objective")
+    assert "gap" not in printed[0]
+
+
 def test_input_is_left_untouched(options):
     problem = instance(n_outputs=2)
     start = generate_neurons(problem, options(1e-3))

@@ -88,7 +88,6 @@ def test_training_that_makes_it_worse_leaves_the_network_as_it_was(monkeypatch):
     problem = make()
     S, V = start(problem)
     monkeypatch.setattr(stochastic, "_LENGTH", 1e3)
-    monkeypatch.setattr(stochastic, "_SHARED_LENGTH", 1e4)
     trained = train_on_batches(problem, S, V, np.random.RandomState(0))
     assert_array_equal(trained[0], S)
     assert_array_equal(trained[1], V)
