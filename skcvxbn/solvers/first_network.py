@@ -24,6 +24,8 @@ _TOL, TOL_SHARE = 1e-4, 0.02
 # Number of neurons: more where the regularisation is weak, fewer where each is dear, and for one output where
 # batches lead them to better places.
 _WIDTH, _WIDTH_AFTER_BATCHES, _LEAST_WIDTH, _LARGEST_WIDTH, _DEAREST_STEP = 48, 12, 128, 512, 2e10
+# So many times the largest width where several outputs share the neurons, from this tolerance on.
+_SEVERAL_TIMES, _TIGHT = 2, 1e-4
 # From this tolerance on half as many will do.
 _LOOSE = 3e-2
 
@@ -72,7 +74,9 @@ def _size(problem: Problem, options: Options) -> int:
     few_will_do = problem.n_outputs == 1 and has_batches(problem)
     wanted = (_WIDTH_AFTER_BATCHES if few_will_do else _WIDTH) / np.sqrt(strength)
     largest = _DEAREST_STEP / step_work(problem, 1)
-    size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, _LARGEST_WIDTH))
+    tight = problem.n_outputs > 1 and options.tol <= _TIGHT
+    most = _SEVERAL_TIMES * _LARGEST_WIDTH if tight else _LARGEST_WIDTH
+    size = int(np.clip(min(wanted, largest), _LEAST_WIDTH, most))
     if options.tol >= _LOOSE:
         size //= 2
     size = in_eights(size)
