@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from skcvxbn.arrays import Array, lengths, like, namespace, numpy_dtype, take, tiny, to_numpy
+from skcvxbn.arrays import Array, eps, inner, lengths, like, namespace, numpy_dtype, take, tiny, to_numpy
 from skcvxbn.solvers.base import Output, Problem
 from skcvxbn.solvers.output_weights import improved_weights
 
 # Weights below this share of the largest are zeros.
 _NO_WEIGHT = 1e-5
 # How often a change of the weights is halved before it is given up, and how many models of a curved loss are
-# solved while each lowers the objective by more than this share.
-_HALVINGS, _MODELS, _WORTH = 4, 5, 1e-7
+# solved while they lower the objective by more than rounding.
+_HALVINGS, _MODELS = 4, 12
+# Least curvature of a model, as a share of that of the rows.
+_LEAST_SHARE = 0.1
 
 
 def reweighted(
@@ -49,10 +51,12 @@ def reweighted(
     H = problem.hidden(S)
     output = problem.at(H @ V, guess)
     value = output.value + problem.beta * problem.penalty(S, V)
+    # For softmax the curvature of the rows is a bound: what a change meets is mostly a tenth to a half of it.
+    share = 1.0
     for _ in range(1 if problem.loss.quadratic else _MODELS):
         last = value
-        V, output, value = _improved(problem, H, V, output, value)
-        if last - value <= _WORTH * abs(value):
+        V, output, value, share = _improved(problem, H, V, output, value, share)
+        if last - value <= eps(V) * abs(value):
             break
     weights = to_numpy(lengths(V, axis=1))
     used = np.flatnonzero(weights > _NO_WEIGHT * weights.max())
@@ -60,10 +64,14 @@ def reweighted(
 
 
 def _improved(
-    problem: Problem, H: Array, V: Array, start: Output, value: float
-) -> tuple[Array, Output, float]:
-    """Minimise the model of second order of the loss at these weights, as far as the loss follows it."""
-    gram = _weighted_gram(problem, H, problem.loss.row_curvature(start.F))
+    problem: Problem, H: Array, V: Array, start: Output, value: float, share: float
+) -> tuple[Array, Output, float, float]:
+    """Minimise a model of second order of the loss at these weights, as far as the loss follows it.
+
+    The curvature of the model is a share of that of the rows. Returned last is the share met on the way.
+    """
+    weight = problem.loss.row_curvature(start.F)
+    gram = share * _weighted_gram(problem, H, weight)
     pull = problem.rows.total(H.T @ start.R)
     # As many numbers as pairs of neurons: the model is solved on the host.
     gram, pull, weights = (to_numpy(M).astype(np.float64) for M in (gram, pull, V))
@@ -73,8 +81,15 @@ def _improved(
         output = problem.at(H @ trial, start.bias)
         new = output.value + problem.beta * float(namespace(V).sum(lengths(trial, axis=1)))
         if new < value:
-            return trial, output, new
-    return V, start, value
+            return trial, output, new, _share_met(problem, weight, start, output)
+    return V, start, value, share
+
+
+def _share_met(problem: Problem, weight: Array, start: Output, end: Output) -> float:
+    """Mean curvature between two outputs, as a share of that of the rows."""
+    dF = end.F - start.F
+    met, whole = problem.rows.totals(inner(dF, start.R - end.R), inner(dF, weight * dF))
+    return min(max(met / max(whole, tiny(dF)), _LEAST_SHARE), 1.0)
 
 
 def _weighted_gram(problem: Problem, H: Array, weight: Array) -> Array:

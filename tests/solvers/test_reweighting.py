@@ -47,12 +47,12 @@ def test_no_neuron_violates_its_constraint_and_each_that_is_used_meets_it(kind, 
     new_S, new_V, bias = reweighted(problem, S, V)
     assert_array_equal(S, before[0])
     assert_array_equal(V, before[1])
-    for _ in range(0 if problem.loss.quadratic else 8):
-        # The models of a curved loss come nearer and nearer; that of softmax is a bound, and slower.
+    for _ in range(8 if kind == "softmax" else 0):
+        # Its models have no more than a bound of the curvature, and come nearer slowly.
         new_S, new_V, bias = reweighted(problem, new_S, new_V, bias)
     assert_allclose(np.linalg.norm(new_S, axis=0), 1, rtol=1e-12)
     R = problem.dual_point(new_S, new_V)
-    accuracy = 5e-2 if kind == "softmax" else 1e-3
+    accuracy = 1e-3 if kind == "softmax" else 2e-5
     unit = S / np.linalg.norm(S, axis=0)
     values = np.linalg.norm(R.T @ np.maximum(problem.A @ unit, 0), axis=0)
     assert values.max() <= problem.beta * (1 + accuracy)
@@ -79,9 +79,9 @@ def test_the_objective_is_that_of_the_reference(kind, fit_intercept):
     reference = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(residual) + problem.beta * penalty))
     reference.solve(solver="CLARABEL")
     new_S, new_V, _ = reweighted(problem, S, V)
-    assert problem.objective(new_S, new_V) == pytest.approx(reference.value, rel=1e-5)
+    assert problem.objective(new_S, new_V) == pytest.approx(reference.value, rel=1e-7)
     used = np.linalg.norm(weights.value, axis=1)
-    assert len(new_V) == np.sum(used > 1e-4 * used.max())
+    assert len(new_V) == np.sum(used > 1e-3 * used.max())
 
 
 def test_neurons_that_start_from_nothing_get_their_weight():
@@ -89,14 +89,14 @@ def test_neurons_that_start_from_nothing_get_their_weight():
     S_of_all, V_of_all, _ = reweighted(problem, S, V)
     V[5:] = 0
     other = reweighted(problem, S, V)
-    assert problem.objective(*other[:2]) == pytest.approx(problem.objective(S_of_all, V_of_all), rel=1e-5)
+    assert problem.objective(*other[:2]) == pytest.approx(problem.objective(S_of_all, V_of_all), rel=1e-8)
 
 
 def test_equal_neurons_are_no_obstacle():
     problem, S, V = make("two outputs")
     once = problem.objective(*reweighted(problem, S, V)[:2])
     twice = reweighted(problem, np.hstack([S, S]), np.vstack([V, V]))
-    assert problem.objective(*twice[:2]) == pytest.approx(once, rel=1e-5)
+    assert problem.objective(*twice[:2]) == pytest.approx(once, rel=1e-8)
 
 
 def test_above_the_largest_beta_no_neuron_is_left():
@@ -112,6 +112,38 @@ def test_a_network_without_neurons_stays_as_it_is():
     assert new_S.shape == (4, 0)
     assert new_V.shape == (0, 1)
     assert_array_equal(bias, np.zeros(1))
+
+
+@pytest.mark.parametrize("beta", [3e-3, 0.03, 0.3])
+@pytest.mark.parametrize("n_outputs", [1, 10])
+def test_many_neurons_that_are_alike(n_outputs, beta):
+    rng = np.random.default_rng([n_outputs, 0])
+    S = np.repeat(rng.standard_normal((6, 50)), 3, axis=1)
+    S += 1e-4 * rng.standard_normal(S.shape)
+    # Rounding in single precision leaves inner products that are not positive semidefinite.
+    H = np.maximum(rng.standard_normal((200, 6)) @ S, 0).astype(np.float32)
+    H /= np.linalg.norm(H, axis=0)
+    y = rng.standard_normal((200, n_outputs)) / n_outputs**0.5
+    gram, linear = (H.T @ H).astype(np.float64), H.T @ y
+    assert np.linalg.eigvalsh(gram)[0] < 0
+    beta *= np.linalg.norm(linear, axis=1).max()
+    V = improved_weights(gram, linear, 0.1 * rng.standard_normal(linear.shape), beta)
+    pull, cost = linear - gram @ V, beta * np.linalg.norm(V, axis=1).sum()
+    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 5e-4)
+    assert cost - np.sum(pull * V) <= 5e-4 * cost
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_start_that_is_far_off(seed, start):
+    rng = np.random.default_rng(seed)
+    H = np.maximum(rng.standard_normal((80, 4)) @ rng.standard_normal((4, 60)), 0)
+    gram, linear = H.T @ H, H.T @ rng.standard_normal((80, 2))
+    beta = 0.01 * np.linalg.norm(linear, axis=1).max()
+    V = improved_weights(gram, linear, start * rng.standard_normal((60, 2)), beta)
+    pull, cost = linear - gram @ V, beta * np.linalg.norm(V, axis=1).sum()
+    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 2e-5)
+    assert abs(cost - np.sum(pull * V)) <= 2e-5 * cost
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
