@@ -32,8 +32,8 @@ from skcvxbn.solvers.search import (
 _QUICK_STARTS = 256
 # A broad search has no more where the convex program is cheap.
 _BROAD_STARTS = 128
-# Tolerance from which on a looser one takes fewer starts.
-_PRECISE = 1e-4
+# Tolerance from which on a looser one takes fewer starts, and one from which on single precision will do.
+_PRECISE, _SINGLE = 1e-4, 1e-5
 # From this tolerance on the margin of a bound covers what short climbs miss.
 _LOOSE = 3e-2
 # Maxima that even a thorough search misses are narrow and exceed those found by a little: some of the
@@ -41,8 +41,10 @@ _LOOSE = 3e-2
 _MARGIN = 0.5
 # The second kind of batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
+# Values of two batches that differ by a smaller share of the tolerance are one.
+_SAME_VALUE = 1e-2
 # Random starts of a broad search, at most.
-_MOST_STARTS = 4096
+_MOST_STARTS = 8192
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048
 
@@ -100,8 +102,11 @@ class DualSearch:
 
         If it is worth any multiplications, the search is broad and takes about so many, or more.
         """
-        stages = BROAD if worth else quick_stages(self._problem.A, self._problem.rows)
-        self.found = self._searched(neurons.R, neurons, stages, worth=worth)
+        if worth:
+            self.found = self._searched_broadly(neurons.R, neurons, worth)
+        else:
+            stages = quick_stages(self._problem.A, self._problem.rows)
+            self.found = self._searched(neurons.R, neurons, stages)
         self._n_tried += 1
         self.refute()
         # Broad searches are blind to all that is not violated.
@@ -111,12 +116,17 @@ class DualSearch:
             self.point = DualPoint(neurons.R, neurons, largest)
         return bound
 
-    def confirm(self) -> None:
+    def confirm(self, least: float = -math.inf) -> None:
         """Search the best dual point from fresh starts until a batch of them finds nothing larger.
 
         Of many bounds one will pass by luck: the more were tried, the larger is the batch.
+
+        Parameters
+        ----------
+        least : float
+            A lower bound that is smaller is of no use, and not tested further.
         """
-        largest, slack = 0.0, 1 + 1e-3 * self._options.tol
+        largest, slack = 0.0, 1 + _SAME_VALUE * self._options.tol
         other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
         # The first two are always taken.
         batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
@@ -124,7 +134,7 @@ class DualSearch:
             times = min(tries, _LARGEST) if stages is other else 1
             self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
             self.refute()
-            if number > 1 and self.found.largest <= largest * slack:
+            if (number > 1 and self.found.largest <= largest * slack) or self.lower_bound < least:
                 break
             largest = self.found.largest
         self._maxima = self._maxima.joined(self.found)
@@ -146,53 +156,61 @@ class DualSearch:
         outputs = self._problem.rows.total(self._problem.hidden(S).T @ R)
         return to_numpy(lengths(outputs, axis=1)) / np.maximum(to_numpy(lengths(S, axis=0)), tiny(S))
 
-    def _searched(
-        self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1, worth: float = 0.0
-    ) -> Candidates:
+    def _searched(self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
-        options, rows = self._options, self._problem.rows
-        A = (self._single if options.tol >= 1e-5 else self._problem).A
-        # A gap of percents needs no violation to the last digit.
-        effort = math.sqrt(min(1.0, _PRECISE / options.tol))
-        wanted = max(8, int(times * effort * options.search_starts))
-        if stages is BROAD:
-            wanted = min(wanted, _BROAD_STARTS)
-        elif stages in (QUICK, BRIEF):
+        rows, A, effort = self._problem.rows, self._matrix, self._effort
+        wanted = max(8, int(times * effort * self._options.search_starts))
+        if stages in (QUICK, BRIEF):
             wanted = _QUICK_STARTS
             # With one output a start goes both ways.
             effort /= 2 if R.shape[1] == 1 else 1
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
-        if worth:
-            n_starts = max(n_starts, min(starts_for(worth, A, stages, rows), _MOST_STARTS))
-        narrow_R, beta = astype(R, numpy_dtype(A)), self._problem.beta
-        if stages is BROAD:
-            S, U = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
-        else:
-            S, U = self._most_violated(R, neurons, self.found, 0.0, n_starts)
-        new_S, new_U = self._fresh(S, U, n_starts)
-        if stages is BROAD:
-            new = search(A, narrow_R, new_S, new_U, stages=stages, rows=rows, enough=beta)
-            found = search(A, narrow_R, S, U, stages=NEARBY, rows=rows).joined(new)
-        else:
-            S, U = concat([S, new_S], axis=1), concat([U, new_U], axis=0)
-            found = search(A, narrow_R, S, U, stages=stages, rows=rows)
-        found = verified(self._problem.A, R, found, rows)
-        if stages is BROAD:
-            self._maxima = found
-        return found
+        known = self._most_violated(R, neurons, self.found, 0.0, n_starts)
+        S, U = self._fresh(known, n_starts, n_starts)
+        S, U = concat([known.S, S], axis=1), concat([known.U, U], axis=0)
+        found = search(A, astype(R, numpy_dtype(A)), S, U, stages=stages, rows=rows)
+        return verified(self._problem.A, R, found, rows)
 
-    def _fresh(self, S: Array, U: Array, n_starts: int) -> tuple[Array, Array]:
-        """Random starts, and as many near known directions."""
-        rng = self._options.rng
-        random = random_starts(S.shape[0], U.shape[1], n_starts, rng)
-        near = starts_near(to_numpy(S), to_numpy(U), n_starts, rng)
+    def _searched_broadly(self, R: Array, neurons: Neurons, worth: float) -> Candidates:
+        """Climb from random points, in so many multiplications, and from all that is nearly violated."""
+        rows, A, beta = self._problem.rows, self._matrix, self._problem.beta
+        least = min(max(8, int(self._effort * self._options.search_starts)), _BROAD_STARTS)
+        least = min(least, affordable_starts(A, BROAD, self._effort, rows))
+        n_starts = max(least, min(starts_for(worth, A, BROAD, rows), _MOST_STARTS))
+        known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
+        # The later searches go on from what the random starts of the first have led to.
+        S, U = self._fresh(known, n_starts // 2 if len(self._maxima.values) else n_starts, n_starts)
+        narrow_R = astype(R, numpy_dtype(A))
+        new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
+        known = known.joined(new.take(new.values >= _NEAR * beta))
+        found = search(A, narrow_R, known.S, known.U, stages=NEARBY, rows=rows)
+        # Of several that lead to one maximum each is a neuron to join as long as it is violated.
+        found = found.joined(known.take(known.values > beta))
+        self._maxima = verified(self._problem.A, R, found, rows)
+        return self._maxima
+
+    @property
+    def _matrix(self) -> Array:
+        """The whitened rows, in the precision of the search."""
+        return (self._single if self._options.tol >= _SINGLE else self._problem).A
+
+    @property
+    def _effort(self) -> float:
+        """A gap of percents needs no violation to the last digit."""
+        return math.sqrt(min(1.0, _PRECISE / self._options.tol))
+
+    def _fresh(self, known: Candidates, n_random: int, n_near: int) -> tuple[Array, Array]:
+        """Random starts, and others near known directions."""
+        S, U, rng = known.S, known.U, self._options.rng
+        random = random_starts(S.shape[0], U.shape[1], n_random, rng)
+        near = starts_near(to_numpy(S), to_numpy(U), n_near, rng)
         new_S, new_U = np.hstack([random[0], near[0]]), np.vstack([random[1], near[1]])
         dtype = numpy_dtype(S)
         return like(new_S.astype(dtype), S), like(new_U.astype(dtype), U)
 
     def _most_violated(
         self, R: Array, neurons: Neurons, others: Candidates, least: float, most: int
-    ) -> tuple[Array, Array]:
+    ) -> Candidates:
         """Directions of neurons and others whose constraints are violated most, in the search's precision."""
         S, U = concat([neurons.S, others.S], axis=1), concat([neurons.U, others.U], axis=0)
         values = self._values(S, R)
@@ -201,5 +219,5 @@ class DualSearch:
         S, U = take(S, order, axis=1), take(U, order, axis=0)
         # A short neuron may be too short for single precision.
         S = S / lengths(S, axis=0)
-        dtype = np.float32 if self._options.tol >= 1e-5 else numpy_dtype(S)
-        return astype(S, dtype), astype(U, dtype)
+        dtype = numpy_dtype(self._matrix)
+        return Candidates(astype(S, dtype), astype(U, dtype), values[order])

@@ -38,7 +38,7 @@ _CHEAP, _AFFORDABLE = 2e9, 1.2e10
 _FEW, _FEW_MANY_ROWS = 64, 32
 _NEWCOMERS = 96
 # In the program a newcomer closer than this to another one is worth less than it costs.
-_APART = 0.98
+_APART = 0.999
 # Multiplications of a search next to the convex program, in those of one of its steps, and at most.
 _SEARCH_SHARE, _DEAREST_SEARCH = 10.0, 1e10
 # Cosine from which on neurons are counted as one, where they are many next to what the program can take.
@@ -129,7 +129,7 @@ class _Generation:
         # kinks of the loss too, since they become sharper.
         self.several = n_outputs > 1
         self.many_rows = has_batches(problem)
-        self.patience = 3 if not self.several and problem.loss.box is None else 6
+        self.patience = 5 if not self.several and problem.loss.box is None else 6
 
     def begin(self, start: tuple[Array, Array] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
@@ -222,9 +222,10 @@ class _Generation:
         # An objective accurate to e leaves an error of sqrt(2 e) in the residual, to be small next to beta.
         relative = max(self.options.tol, 0.3 * min(self.gap, 0.3))
         accuracy = (relative * self.problem.beta) ** 2 / (2 * self.neurons.objective)
-        neurons, rows = self.neurons.merged(self.problem), self.problem.rows
+        smoothed, rows = self.problem.smoothed(self.rounding), self.problem.rows
+        neurons = self.neurons.needed(smoothed).merged(self.problem)
         S, R = solve_over_arrangements(
-            self.problem.host.smoothed(self.rounding),
+            smoothed.host,
             *(to_numpy(M) for M in (rows.gathered(neurons.patterns), neurons.U, neurons.S)),
             tol=float(np.clip(accuracy, 1e-13, 1e-6)),
             # Between processes clocks differ, and all are to take the same steps.
@@ -251,7 +252,7 @@ class _Generation:
     def _decide(self, progress: float, narrower: bool) -> None:
         options = self.options
         if self.gap <= options.tol:
-            self.duals.confirm()
+            self.duals.confirm((1 - options.tol) * self.best.objective)
             self._state_gap()
             if self.gap <= options.tol:
                 self.message = _CONVERGED

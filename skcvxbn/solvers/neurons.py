@@ -14,17 +14,23 @@ from skcvxbn.arrays import (
     concat,
     lengths,
     like,
+    namespace,
     numpy_dtype,
     take,
     to_numpy,
 )
 from skcvxbn.solvers.base import Problem, without_negligible
+from skcvxbn.solvers.reweighting import best_weights
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
 _ENTRY_SIZE = 1e-3
 # Output directions of a larger cosine are the same up to rounding.
 _SAME = 1 - 1e-6
+# Weights below this share of the largest are zeros.
+_NO_WEIGHT = 1e-5
+# A pull that is smaller than its cost by this share is one that a neuron may yet need.
+_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,23 @@ class Neurons:
         """Return the same neurons with other hidden directions, but for the negligible ones."""
         kept = replace(self, S=S, R=R).take(without_negligible(S, self.U, negligible))
         return replace(kept, objective=problem.objective(kept.S, kept.U, self.bias))
+
+    def needed(self, problem: Problem) -> Neurons:
+        """Leave out those that would get no weight if hidden directions stayed where they are, by far.
+
+        The others have the weights they would get. Those that need a little more pull for one stay, small.
+        """
+        S, V, bias = best_weights(problem, self.S, self.U, self.bias)
+        used = without_negligible(S, V, _NO_WEIGHT)
+        if not used.any():
+            return self
+        H = problem.hidden(S)
+        pull = to_numpy(lengths(problem.rows.total(H.T @ problem.at(H @ V, bias).R), axis=1))
+        small = _ENTRY_SIZE * float(namespace(V).max(lengths(V, axis=1)))
+        V = namespace(V).where(like(used, V)[:, None], V, small * self.U)
+        sizes = lengths(V, axis=1)
+        neurons = replace(self, S=S * sizes, U=V / sizes[:, None], bias=bias)
+        return neurons.take(np.flatnonzero(used | (pull > (1 - _SLACK) * problem.beta)))
 
     def merged(self, problem: Problem, cosine: float = _SAME) -> Neurons:
         """Add up neurons of one arrangement whose output directions agree."""

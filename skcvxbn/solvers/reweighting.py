@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from skcvxbn.arrays import Array, eps, inner, lengths, like, namespace, numpy_dtype, take, tiny, to_numpy
-from skcvxbn.solvers.base import Output, Problem
+from skcvxbn.solvers.base import Output, Problem, without_negligible
 from skcvxbn.solvers.output_weights import improved_weights
 
 # Weights below this share of the largest are zeros.
@@ -44,6 +44,15 @@ def reweighted(
     bias : array of shape (n_outputs,)
         Coefficients of the bias' direction.
     """
+    S, V, bias = best_weights(problem, S, V, guess)
+    used = np.flatnonzero(without_negligible(S, V, _NO_WEIGHT))
+    return take(S, used, axis=1), take(V, used, axis=0), bias
+
+
+def best_weights(
+    problem: Problem, S: Array, V: Array, guess: Array | None = None
+) -> tuple[Array, Array, Array | None]:
+    """Find the same, and keep the neurons that get no weight; see `reweighted`."""
     sizes = lengths(S, axis=0)
     S, V = S / sizes, V * sizes[:, None]
     if V.shape[0] == 0:
@@ -58,9 +67,7 @@ def reweighted(
         V, output, value, share = _improved(problem, H, V, output, value, share)
         if last - value <= eps(V) * abs(value):
             break
-    weights = to_numpy(lengths(V, axis=1))
-    used = np.flatnonzero(weights > _NO_WEIGHT * weights.max())
-    return take(S, used, axis=1), take(V, used, axis=0), output.bias
+    return S, V, output.bias
 
 
 def _improved(

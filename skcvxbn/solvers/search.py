@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, Rows, astype, concat, namespace, numpy_dtype, take, to_numpy
+from skcvxbn.arrays import Array, Rows, astype, concat, numpy_dtype, take, to_numpy
 from skcvxbn.solvers.ascent import Rounded
 from skcvxbn.solvers.convex_concave import Sharp
 from skcvxbn.solvers.landscape import Landscape, unit
@@ -34,9 +34,9 @@ NARROW: Stages = (Rounded((0.03, 0.01), 15, 192), Sharp(30, 30, n_best=64, n_alw
 SHARP: Stages = (Sharp(10, 30, 96), Sharp(60, 30))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
-BROAD: Stages = (Rounded((0.3, 0.05), 8, share=0.8), Rounded((0.01,), 10, share=0.9), Sharp(10, 30))
-# What is known to be near a maximum takes the last stage only.
-NEARBY = BROAD[-1:]
+BROAD: Stages = (Rounded((0.3, 0.1), 8, share=0.9), Rounded((0.03,), 8, share=0.95))
+# What is known to be near a maximum.
+NEARBY: Stages = (Rounded((0.01, 0.003), 8), Sharp(5, 100, n_best=600))
 # Where a direction has more rows than this, kinks rounded ever less come as near to a maximum as sharp ones,
 # in less time: down to a width at which they hold this share of as many rows as there are directions.
 _MANY_ROWS, _FINEST = 100, 0.3
@@ -245,7 +245,7 @@ def _distinct(S: Array, U: Array, most: int | None = None) -> NDArray:
 
 def _apart(S: Array, U: Array, cosine: float, most: int | None = None) -> NDArray:
     kept: list[int] = []
-    n_points = S.shape[1]
+    n_points, U = S.shape[1], to_numpy(U)
     most = n_points if most is None else most
     # A few at a time with those kept: all with all would be more than memory has room for.
     for start in range(0, n_points, _TOGETHER):
@@ -263,7 +263,9 @@ def _apart(S: Array, U: Array, cosine: float, most: int | None = None) -> NDArra
     return np.array(kept[:most], dtype=int)
 
 
-def _similar(S: Array, U: Array, others: NDArray, block: NDArray, cosine: float) -> NDArray:
-    hidden = take(S, others, axis=1).T @ take(S, block, axis=1)
-    output = take(U, others, axis=0) @ take(U, block, axis=0).T
-    return to_numpy(namespace(S).minimum(hidden, output) > cosine)
+def _similar(S: Array, U: NDArray, others: NDArray, block: NDArray, cosine: float) -> NDArray:
+    similar = to_numpy(take(S, others, axis=1).T @ take(S, block, axis=1) > cosine)
+    # Few are: only for these the output directions are compared.
+    first, second = np.divmod(np.flatnonzero(similar), len(block))
+    similar[first, second] = (U[others[first]] * U[block[second]]).sum(axis=1) > cosine
+    return similar

@@ -16,6 +16,7 @@ from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
     NARROW,
+    NEARBY,
     QUICK,
     SHARP,
     THOROUGH,
@@ -312,11 +313,13 @@ def test_starts_are_as_many_as_the_budget_allows():
     assert affordable_starts(np.ones((100, 5)), QUICK) > 1000
     assert affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
     # Of a stage without a limit about half are left, and a sharp step counts twice.
-    a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 11 + 0.25 * 10 * 30 * 2)
+    a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 9)
     assert starts_for(1e8, np.ones((500, 10)), BROAD) == int(1e8 / a_start)
+    a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 5 * 100 * 2)
+    assert starts_for(1e9, np.ones((500, 10)), NEARBY) == int(1e9 / a_start)
     # Where there are hundreds of rows for a direction kinks are rounded to the end.
-    fine = 2.0 * 50_000 * 10 * (2 * 9 + 0.5 * 11 + 0.25 * 4 * 13)
-    assert starts_for(1e9, np.broadcast_to(1.0, (50_000, 10)), BROAD) == int(1e9 / fine)
+    fine = 2.0 * 50_000 * 10 * (2 * 9 + 0.5 * 4 * 13)
+    assert starts_for(1e9, np.broadcast_to(1.0, (50_000, 10)), NEARBY) == int(1e9 / fine)
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
