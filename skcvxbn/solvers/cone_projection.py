@@ -45,6 +45,19 @@ class ConeProjector:
         self._rows = np.zeros((patterns.shape[1], A.shape[1]), dtype=np.intp)
         self._forces = np.zeros((patterns.shape[1], A.shape[1]))
 
+    def take(self, cones: NDArray) -> ConeProjector:
+        """Keep some of the cones, with what is remembered of them."""
+        kept = ConeProjector(self._A, self._patterns[:, cones])
+        kept._rows, kept._forces = self._rows[cones], self._forces[cones]
+        return kept
+
+    def with_(self, other: ConeProjector) -> ConeProjector:
+        """Add other cones, with what is remembered of them."""
+        both = ConeProjector(self._A, np.hstack([self._patterns, other._patterns]))
+        both._rows = np.vstack([self._rows, other._rows])
+        both._forces = np.vstack([self._forces, other._forces])
+        return both
+
     def project(
         self, targets: NDArray, cones: NDArray, level: float = 0.0, max_passes: int = _MAX_PASSES
     ) -> NDArray:

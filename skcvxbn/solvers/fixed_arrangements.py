@@ -4,14 +4,15 @@ At the optimum most arrangements carry no neuron. So the program is solved over 
 point, every arrangement is priced (`prices`): the neuron of its cone that violates the dual constraint most
 joins those in use, and all of them are solved for together, in one of two ways.
 
-Where the loss is smooth and has one output, only the output weights are chosen at first: a problem in as many
-numbers as there are directions, and two directions of one cone add up to a third. The constraints of the
-directions in use become exact, and those of directions nearby exact to second order, so few rounds do.
+Where the loss is smooth and has one output, or is a square, only the output weights are chosen at first: a
+problem in as many numbers as there are directions, or a group lasso of as many groups. Two directions of one
+cone add up to a third. The constraints of the directions in use become exact, and those of directions nearby
+exact to second order, so few rounds do.
 
 Where that stands still it takes turns with the interior point method, which solves for the neurons within
-their cones. Where kinks of the loss would make its dual point jump from round to round, and where output
-directions turn too, that method does all. It stops at a share of the gap, well inside the dual's feasible
-set, where prices change little from round to round (Gondzio, Gonzalez-Brevis and Munari, 2013).
+their cones. Where kinks of the loss would make its dual point jump from round to round, and for several
+outputs of a curved loss, that method does all. It stops at a share of the gap, well inside the feasible set
+of the dual, where prices change little from round to round (Gondzio, Gonzalez-Brevis and Munari, 2013).
 """
 
 from __future__ import annotations
@@ -25,24 +26,30 @@ from numpy.typing import NDArray
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.interior_point import solve_over_arrangements
-from skcvxbn.solvers.output_weights import nonnegative_sizes
+from skcvxbn.solvers.output_weights import improved_weights, nonnegative_sizes
 from skcvxbn.solvers.owned_neurons import OwnedNeurons
 from skcvxbn.solvers.prices import prices_of
 
 # A round that leaves more than this share of the gap, and lowers the objective by less than that share of it,
 # stands still.
 _PROGRESS, _DESCENT = 0.9, 0.01
-# The solver stops after this many rounds without progress.
-_PATIENCE = 6
+# The solver stops after this many rounds without progress; with several outputs, whose gap goes up and down
+# while weights are chosen, it waits for so many until it solves the program instead.
+_PATIENCE, _WAIT = 6, 5
 # Neurons that may join in a round: at least, where weights are chosen as a share of the rows, and where the
 # program is solved as a share of those in use.
 _LEAST_NEWCOMERS, _NEWCOMERS_PER_ROW, _NEWCOMERS_PER_NEURON = 40, 0.5, 0.5
 # A loss that rounding its kinks by this much changes is not smooth.
 _ROUGH = 1e-2
+# A searched bound is confirmed where the gap falls below this, and then below a share of the last such gap:
+# what a quick search misses would keep many rounds busy in vain.
+_CONFIRMED_BELOW, _CONFIRMED_SHARE = 1e-2, 1e-2
 # Rounding of the kinks in the program, as a share of the tolerance: it makes the dual point unique.
 _ROUNDING = 0.05
 # Least curvature by which output weights are chosen, as a share of the largest; how often a step is halved.
 _LEAST_CURVATURE, _HALVINGS = 1e-3, 6
+# Accuracy to which a group lasso is solved; weights below this share of the largest are zeros.
+_WEIGHT_ACCURACY, _NO_WEIGHT = 1e-7, 1e-7
 # Accuracy to which the program is solved, as a share of the gap; that of the first rounds; most steps.
 _SHARE, _LEAST_ACCURATE, _MOST_STEPS = 0.03, 1e-2, 80
 # Neurons below this share of the largest leave, in units of the accuracy of the program.
@@ -50,8 +57,9 @@ _NEGLIGIBLE = 0.1
 # Newcomers join as neurons of this size, as a share of the typical one.
 _ENTRY_SIZE = 1e-2
 # Shares of the gap by which the cosine of the output directions of two neurons of one arrangement may differ
-# from one: where a newcomer is not new, and where neurons merge. Fewer directions bend the dual point.
-_ALIKE, _MERGING = 1e-3, 0.3
+# from one: where a newcomer is not new, and where neurons merge, their weights chosen or the program solved.
+# Fewer directions bend the dual point.
+_ALIKE, _MERGING_WEIGHTED, _MERGING = 1e-3, 0.03, 0.3
 # Share of what the tolerance leaves that the objective may rise by, for fewer neurons, at the end.
 _FEWER = 0.5
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
@@ -97,14 +105,16 @@ class _Program:
         self.problem, self.options, self.patterns = problem, options, _distinct(patterns)
         self.rounded = problem.smoothed(_ROUNDING * options.tol)
         self.prices = prices_of(problem, self.patterns)
-        self.smooth = problem.n_outputs == 1 and problem.smoothed(_ROUGH) is problem
-        self.weights_only = self.smooth
+        smooth = problem.smoothed(_ROUGH) is problem
+        self.weighable = smooth and (problem.n_outputs == 1 or problem.loss.quadratic)
+        self.weights_only = self.weighable
         self.network = self.best = self.priced = OwnedNeurons.none(problem)
         self.objective = problem.zero.value
         # Of a dual point of zero.
         self.R = np.zeros_like(problem.zero.R)
         self.bound, self.believed = problem.dual_bound(self.R, 0.0), self.prices.exact
         self.gap = self.least_gap = self.reference_gap = math.inf
+        self.confirmed_below = _CONFIRMED_BELOW
         self.accuracy, self.patience, self.n_iter, self.message = _LEAST_ACCURATE, _PATIENCE, 0, ""
 
     def round(self) -> None:
@@ -130,13 +140,18 @@ class _Program:
         tol, believed = self.options.tol, self.prices.exact
         self.priced = self.prices.at(R, self.network)
         bound = self._bound(R)
-        if not believed and self.objective - bound <= tol * self.objective:
+        gap = 1 - bound / self.objective
+        if not believed and gap <= max(tol, self.confirmed_below):
+            self.confirmed_below = _CONFIRMED_SHARE * gap
             self.priced, believed = self.prices.confirmed(R, self.network), True
             bound = self._bound(R)
-        if bound >= self.bound or (believed and not self.believed):
+            if bound < self.objective * (1 - tol):
+                # What was found is worth some rounds, whatever the gap seemed to be.
+                self.reference_gap = math.inf
+        # The best bound so far counts only where it is exact: a searched one may have been refuted since.
+        self.gap = 1 - (max(bound, self.bound) if self.prices.exact else bound) / self.objective
+        if bound >= self.bound or (believed and (not self.believed or self.gap <= tol)):
             self.R, self.bound, self.believed = R, bound, believed
-        # A searched bound may have been refuted since.
-        self.gap = 1 - (self.bound if self.prices.exact else bound) / self.objective
 
     def _bound(self, R: NDArray) -> float:
         # Prices of at most beta are not computed.
@@ -153,7 +168,7 @@ class _Program:
             self.message = _CONVERGED
         elif self.patience == 0:
             self.message = "the gap stands still"
-        elif self.smooth and not progress:
+        elif self.weighable and not progress and self._waited():
             # Where the one way stands still the other has another chance.
             self.weights_only = not self.weights_only
         if self.message:
@@ -162,6 +177,11 @@ class _Program:
             self.message = "max_time was reached"
         elif self.n_iter >= options.max_iter:
             self.message = "the limit of rounds was reached"
+
+    def _waited(self) -> bool:
+        """Whether the gap has stood still for long enough to try the other way."""
+        waits = self.weights_only and self.problem.n_outputs > 1
+        return not waits or _PATIENCE - self.patience >= _WAIT
 
     def _violating(self) -> OwnedNeurons:
         """Neurons whose dual constraint is violated, the most violated first."""
@@ -179,9 +199,10 @@ class _Program:
         if len(candidates) == 0:
             return candidates, problem.feasible(problem.zero.R)
         directions = candidates.resized(np.ones(len(candidates)))
-        H = self.patterns[:, directions.owner] * (problem.A @ directions.S) * directions.U[:, 0]
+        H = self.patterns[:, directions.owner] * (problem.A @ directions.S)
         start = np.concatenate([network.sizes, np.zeros(len(newcomers))])
-        network = directions.resized(_output_weights(problem, H, start)).merged(1.0)
+        V = _output_weights(problem, H, start[:, None] * directions.U, directions.U)
+        network = directions.reweighted(V).merged(1 - _MERGING_WEIGHTED * min(self.least_gap, 1.0))
         return network, problem.dual_point(network.S, network.U)
 
     def _solved(self) -> tuple[OwnedNeurons, NDArray]:
@@ -214,14 +235,16 @@ class _Program:
         """Let in violating neurons of new arrangements or output directions, as small ones."""
         network = self.network
         most = max(_LEAST_NEWCOMERS, int(_NEWCOMERS_PER_NEURON * len(network)))
-        new = self._violating().unlike(network, 1 - _ALIKE * min(self.least_gap, 1.0), most)
+        new = self._violating()
+        new = new.take(new.unlike(network, 1 - _ALIKE * min(self.least_gap, 1.0))[:most])
         typical = network.sizes.mean() if len(network) else 1.0
         return network.with_(new.resized(np.full(len(new), _ENTRY_SIZE * typical)))
 
     def solution(self, complete: bool) -> Solution:
         """Return the best network and the best bound."""
         problem, tol = self.problem, self.options.tol
-        if not self.believed and self.message != _INTERRUPTED:
+        if not self.prices.exact and self.message not in (_CONVERGED, _INTERRUPTED):
+            # What was believed may have been refuted since.
             self.priced = self.prices.confirmed(self.R, self.network)
             self.bound = self._bound(self.R)
         left = max(tol * self.objective - (self.objective - self.bound), 0.0)
@@ -240,22 +263,39 @@ def _distinct(patterns: NDArray) -> NDArray:
     return patterns[:, np.sort(first)]
 
 
-def _output_weights(problem: Problem, H: NDArray, start: NDArray) -> NDArray:
-    """Sizes of given columns, by a step of Newton's method on the loss: exact for a square."""
-    output = problem.at((H @ start)[:, None])
+def _output_weights(problem: Problem, H: NDArray, start: NDArray, U: NDArray) -> NDArray:
+    """Weights of given columns, by a step of Newton's method on the loss: exact for a square.
+
+    For one output those of the signs `U`, for several any.
+    """
+    output = problem.at(H @ start)
     weight = problem.loss.row_curvature(output.F)
     # Where the loss is linear its curvature, that of nothing, must not divide.
     roots = np.sqrt(np.maximum(weight, _LEAST_CURVATURE * max(float(weight.max()), 1.0)))
-    columns, target = roots * H, (roots * output.F + output.R / roots)[:, 0]
+    columns, target = roots * H, roots * output.F + output.R / roots
     if problem.fit_intercept:
         direction = roots[:, 0] * problem.A[:, -1]
         direction /= np.linalg.norm(direction)
         columns = columns - np.outer(direction, direction @ columns)
-        target = target - direction * (direction @ target)
-    sizes = nonnegative_sizes(columns, target, problem.beta)
-    before = output.value + problem.beta * start.sum()
+        target = target - np.outer(direction, direction @ target)
+    if problem.n_outputs == 1:
+        found = U * nonnegative_sizes(columns * U[:, 0], target[:, 0], problem.beta)[:, None]
+    else:
+        found = _group_lasso(columns, target, start, problem.beta)
+
+    def value(V: NDArray) -> float:
+        return problem.at(H @ V).value + problem.beta * float(np.linalg.norm(V, axis=1).sum())
+
+    before = value(start)
     for halving in range(_HALVINGS):
-        trial = start + 0.5**halving * (sizes - start)
-        if problem.at((H @ trial)[:, None]).value + problem.beta * trial.sum() < before:
+        trial = start + 0.5**halving * (found - start)
+        if value(trial) < before:
             return trial
     return start
+
+
+def _group_lasso(columns: NDArray, target: NDArray, V: NDArray, beta: float) -> NDArray:
+    """Minimise ``1/2 ||columns V - target||^2 + beta * sum_j ||v_j||``, from a start."""
+    V = improved_weights(columns.T @ columns, columns.T @ target, V, beta, _WEIGHT_ACCURACY)
+    sizes = np.linalg.norm(V, axis=1, keepdims=True)
+    return np.where(sizes > _NO_WEIGHT * sizes.max(), V, 0.0)

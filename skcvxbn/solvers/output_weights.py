@@ -18,7 +18,7 @@ _RELAXATION, _STEPS = 1.6, 40
 # What Newton's method adds to the inner products, as a share of all, for the same reason.
 _DAMPING = 1e-8
 # The two take turns until the conditions of an optimum hold to this share, or for so many rounds.
-_ACCURACY, _ROUNDS = 1e-5, 15
+ACCURACY, _ROUNDS = 1e-5, 15
 
 
 def nonnegative_sizes(H: NDArray, y: NDArray, beta: float) -> NDArray:
@@ -79,7 +79,9 @@ def nonnegative_least_squares(M: NDArray, b: NDArray) -> NDArray:
         return optimize.lsq_linear(M, b, (0, np.inf), method="bvls").x
 
 
-def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray:
+def improved_weights(
+    gram: NDArray, linear: NDArray, V: NDArray, beta: float, accuracy: float = ACCURACY
+) -> NDArray:
     """Minimise ``1/2 tr(V^T gram V) - tr(linear^T V) + beta * sum_j ||v_j||``, a group lasso, from a start.
 
     Neurons are alike, and have a large common part: gradient steps would take thousands. Here the alternating
@@ -96,6 +98,8 @@ def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) ->
         A start, whose typical size sets the penalty of the first steps.
     beta : float
         Cost of size.
+    accuracy : float
+        Share of their cost to which the pulls at neurons are balanced.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def improved_weights(gram: NDArray, linear: NDArray, V: NDArray, beta: float) ->
     dual = _shortened(linear - gram @ V, beta)
     V, dual, penalty = _alternated(gram, linear, V, dual, beta, penalty)
     for _ in range(_ROUNDS):
-        if _is_optimal(V, linear - gram @ V, beta):
+        if _is_optimal(V, linear - gram @ V, beta, accuracy):
             break
         resized = V
         # The inner products that rounding leaves may have no factor.
@@ -185,11 +189,11 @@ def _resized(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray
     return resized
 
 
-def _is_optimal(V: NDArray, pull: NDArray, beta: float) -> bool:
+def _is_optimal(V: NDArray, pull: NDArray, beta: float, accuracy: float) -> bool:
     """Whether nothing pulls at a neuron by more than its cost, and at those in use by as much."""
     largest = float(np.linalg.norm(pull, axis=1).max(initial=0.0))
     cost = beta * float(np.linalg.norm(V, axis=1).sum())
-    return largest <= beta * (1 + _ACCURACY) and cost - float(np.vdot(V, pull)) <= _ACCURACY * cost
+    return largest <= beta * (1 + accuracy) and cost - float(np.vdot(V, pull)) <= accuracy * cost
 
 
 def _shortened(V: NDArray, most: float) -> NDArray:

@@ -81,13 +81,19 @@ class OwnedNeurons:
         kept = self.take(used)
         return replace(kept, S=kept.S / kept.sizes * sizes[used])
 
+    def reweighted(self, V: NDArray) -> OwnedNeurons:
+        """Return the neurons with other output weights, those of unit hidden directions."""
+        sizes = np.linalg.norm(V, axis=1)
+        resized = self.resized(sizes)
+        return replace(resized, U=V[sizes > 0] / sizes[sizes > 0, None])
+
     def merged(self, cosine: float) -> OwnedNeurons:
         """Add up neurons of one arrangement whose output directions agree to this cosine."""
         S, U, leaders = merge(self.S, self.U, self.owner, cosine)
         return OwnedNeurons(S, U, self.owner[leaders])
 
-    def unlike(self, others: OwnedNeurons, cosine: float, most: int) -> OwnedNeurons:
-        """Keep the first neurons that are not like another one, and those of `others` even less.
+    def unlike(self, others: OwnedNeurons, cosine: float) -> NDArray:
+        """Find the first neurons that are not like another one, and those of `others` even less.
 
         Parameters
         ----------
@@ -95,13 +101,11 @@ class OwnedNeurons:
             Neurons to differ from.
         cosine : float
             Two neurons of one arrangement are alike where that of their output directions is larger.
-        most : int
-            How many to keep.
 
         Returns
         -------
-        OwnedNeurons
-            The neurons kept.
+        ndarray of int
+            Their numbers, in order.
         """
         known: dict[int, list[NDArray]] = {}
         for owner, u in zip(others.owner, others.U, strict=True):
@@ -109,10 +113,10 @@ class OwnedNeurons:
         kept: list[int] = []
         for j, (owner, u) in enumerate(zip(self.owner, self.U, strict=True)):
             directions = known.setdefault(int(owner), [])
-            if len(kept) < most and all(u @ other <= cosine for other in directions):
+            if all(u @ other <= cosine for other in directions):
                 directions.append(u)
                 kept.append(j)
-        return self.take(np.array(kept, dtype=int))
+        return np.array(kept, dtype=int)
 
     def rescaled(self, problem: Problem) -> OwnedNeurons:
         """Multiply all sizes by the best common factor, so that the dual point prices the network exactly."""

@@ -2,11 +2,13 @@
 
 The dual constraint of an arrangement is ``u^T R^T D_i A s <= beta`` for all unit ``u`` and all unit ``s`` of
 its cone. For one output it is most violated by the projections of ``+-A^T D_i R`` on the cone. For several
-the output direction is searched by alternation. A priced neuron is as long as its dual value.
+the output direction is searched by alternation, which may miss a larger value. A priced neuron is as long as
+its dual value.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +18,31 @@ from numpy.typing import NDArray
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.owned_neurons import OwnedNeurons
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """Singular vectors and random directions of each arrangement to start from, and most steps."""
+
+    n_singular: int
+    n_random: int
+    n_steps: int
+
+
+# Quick rounds go on from what is known. Confirmations repeat, and their random directions differ.
+_FIRST = _Effort(n_singular=1, n_random=2, n_steps=3)
+_QUICK = _Effort(n_singular=0, n_random=0, n_steps=5)
+_LONG = _Effort(n_singular=0, n_random=1, n_steps=20)
+# Searches that make a confirmation, which ends where the largest value rises by more than this share.
+_CONFIRMATIONS, _HIGHER = 2, 1e-6
+# Climbs below this share of beta are given up.
+_HOPEFUL = 0.5
+# Of climbs of one arrangement whose output directions have a larger cosine one is enough.
+_ALIKE = 0.98
+# A climb that grows by a smaller share than this has ended.
+_STILL = 1e-7
+# New climbs take steps that are rough, for far from the cone exact projections are dear and say little.
+_ROUGH_STEPS, _ROUGH_PASSES, _EXACT_PASSES = 4, 2, 100
 
 
 class Prices(Protocol):
@@ -81,76 +108,116 @@ class _SignPrices:
 
 
 class _DirectionPrices:
-    """Several outputs: alternation between the neuron and its output direction."""
+    """Several outputs: alternation between the neuron and its output direction.
+
+    An arrangement has few local maxima, and they last from dual point to dual point. So climbs go on from
+    where they ended before.
+    """
 
     exact = False
 
     def __init__(self, problem: Problem, patterns: NDArray) -> None:
         self._problem, self._patterns = problem, patterns
-        self._quick = self._prepared(_Effort(n_starts=2, n_steps=3, hopeful=0.8))
-
-    def _prepared(self, effort: _Effort) -> _Climb:
-        n_starts = min(effort.n_starts, self._problem.n_outputs, self._problem.A.shape[1])
-        owner = np.repeat(np.arange(self._patterns.shape[1]), 2 * n_starts)
-        return _Climb(effort, n_starts, owner, ConeProjector(self._problem.A, self._patterns[:, owner]))
+        self._random = np.random.RandomState(0)
+        self._known = self._climbs(OwnedNeurons.none(problem))
 
     def at(self, R: NDArray, network: OwnedNeurons) -> OwnedNeurons:
-        """Local maxima of the dual values, from singular vectors and from the neurons in use."""
-        return self._search(R, network, self._quick)
+        """Local maxima of the dual values, from those known so far and from the neurons in use."""
+        return self._search(R, network, _QUICK if len(self._known.neurons) else _FIRST)
 
     def confirmed(self, R: NDArray, network: OwnedNeurons) -> OwnedNeurons:
-        """The same by a longer search, before a bound is believed."""
-        return self._search(R, network, self._prepared(_Effort(n_starts=4, n_steps=10, hopeful=0.5)))
+        """The same from random directions too, until some find a larger value, before a bound is believed."""
+        highest = math.inf
+        for _ in range(_CONFIRMATIONS):
+            priced = self._search(R, network, _LONG)
+            value = float(priced.sizes.max(initial=self._problem.beta))
+            if value > highest * (1 + _HIGHER):
+                break
+            highest = value
+        return priced
 
-    def _search(self, R: NDArray, network: OwnedNeurons, climb: _Climb) -> OwnedNeurons:
+    def _search(self, R: NDArray, network: OwnedNeurons, effort: _Effort) -> OwnedNeurons:
         # Of shape (arrangements, rank + 1, outputs).
         M = np.stack([(self._problem.A * r[:, None]).T @ self._patterns for r in R.T], axis=-1)
         M = M.transpose(1, 0, 2)
-        _, spectral, right = np.linalg.svd(M, full_matrices=False)
-        starts = right[:, : climb.n_starts]
-        U = np.concatenate([starts, -starts], axis=1).reshape(-1, R.shape[1])
-        # No neuron of an arrangement whose spectral norm is at most beta violates its constraint.
-        feasible = spectral[climb.owner, 0] <= self._problem.beta
-        cones = np.flatnonzero(~feasible)
-        found = self._climbed(climb.projector, M, U[cones], climb.owner[cones], cones, climb.effort)
-        if len(network) == 0:
-            return found
-        projector = ConeProjector(self._problem.A, self._patterns[:, network.owner])
-        cones = np.arange(len(network))
-        return found.with_(self._climbed(projector, M, network.U, network.owner, cones, climb.effort))
-
-    def _climbed(
-        self,
-        projector: ConeProjector,
-        M: NDArray,
-        U: NDArray,
-        owner: NDArray,
-        cones: NDArray,
-        effort: _Effort,
-    ) -> OwnedNeurons:
-        level = effort.hopeful * self._problem.beta
+        climbs, level = self._known, _HOPEFUL * self._problem.beta
+        in_use = network.take(network.unlike(climbs.neurons, _ALIKE))
+        climbs = climbs.with_(self._climbs(in_use))
+        if effort.n_singular or effort.n_random:
+            started = self._climbs(self._starts(M, effort))
+            for _ in range(_ROUGH_STEPS):
+                started = started.stepped(M, 0.0, _ROUGH_PASSES)
+            climbs = climbs.with_(started.take(started.neurons.unlike(climbs.neurons, _ALIKE)))
+        still = climbs.take(np.zeros(0, dtype=int))
         for _ in range(effort.n_steps):
-            S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, level)
-            hopeful = np.linalg.norm(S, axis=0) > level
-            S, owner, cones = S[:, hopeful], owner[hopeful], cones[hopeful]
-            image = np.einsum("jqc,qj->jc", M[owner], S)
-            U = image / np.maximum(np.linalg.norm(image, axis=1, keepdims=True), np.finfo(float).tiny)
-        S = projector.project(np.einsum("jqc,jc->qj", M[owner], U), cones, self._problem.beta)
-        return OwnedNeurons(S, U, owner)
+            climbs = climbs.stepped(M, level)
+            growing = climbs.growth > _STILL
+            still, climbs = still.with_(climbs.take(~growing)), climbs.take(growing)
+        self._known = still.with_(climbs).distinct()
+        return self._known.neurons
+
+    def _climbs(self, neurons: OwnedNeurons) -> _Climbs:
+        return _Climbs(
+            neurons, ConeProjector(self._problem.A, self._patterns[:, neurons.owner]), np.ones(len(neurons))
+        )
+
+    def _starts(self, M: NDArray, effort: _Effort) -> OwnedNeurons:
+        """Singular vectors of both signs, and random directions; steps put them into the cone."""
+        left, spectral, _ = np.linalg.svd(M, full_matrices=False)
+        # No neuron of an arrangement whose spectral norm is at most beta violates its constraint.
+        owner = np.flatnonzero(spectral[:, 0] > self._problem.beta)
+        singular = left[owner, :, : effort.n_singular]
+        random = self._random.standard_normal((len(owner), M.shape[1], effort.n_random))
+        S = np.concatenate([singular, -singular, random], axis=2)
+        owner = np.repeat(owner, S.shape[2])
+        S = S.transpose(1, 0, 2).reshape(M.shape[1], -1)
+        return OwnedNeurons(S, np.zeros((len(owner), M.shape[2])), owner)
 
 
 @dataclass(frozen=True)
-class _Effort:
-    """Output directions of each sign to start from, steps, and the share of beta below which to give up."""
+class _Climbs:
+    """Climbs under way: where they are, the projections on their cones, and the share they grew by last."""
 
-    n_starts: int
-    n_steps: int
-    hopeful: float
-
-
-@dataclass(frozen=True)
-class _Climb:
-    effort: _Effort
-    n_starts: int
-    owner: NDArray
+    neurons: OwnedNeurons
     projector: ConeProjector
+    growth: NDArray
+
+    def take(self, which: NDArray) -> _Climbs:
+        """Keep some of the climbs."""
+        which = np.arange(len(self.growth))[which]
+        return _Climbs(self.neurons.take(which), self.projector.take(which), self.growth[which])
+
+    def with_(self, other: _Climbs) -> _Climbs:
+        """Add other climbs."""
+        return _Climbs(
+            self.neurons.with_(other.neurons),
+            self.projector.with_(other.projector),
+            np.concatenate([self.growth, other.growth]),
+        )
+
+    def distinct(self) -> _Climbs:
+        """Keep the highest of those that are alike."""
+        highest = self.take(np.argsort(-self.neurons.sizes, kind="stable"))
+        nothing = highest.neurons.take(np.zeros(0, dtype=int))
+        return highest.take(highest.neurons.unlike(nothing, _ALIKE))
+
+    def stepped(self, M: NDArray, level: float, max_passes: int = _EXACT_PASSES) -> _Climbs:
+        """Take a step with every climb; those that are not above a level, or are like a higher one, end."""
+        owner = self.neurons.owner
+        image = np.einsum("jqc,qj->jc", M[owner], self.neurons.S / self.neurons.sizes)
+        before = np.linalg.norm(image, axis=1)
+        targets = np.einsum("jqc,jc->qj", M[owner], _unit(image))
+        S = self.projector.project(targets, np.arange(len(owner)), level, max_passes)
+        sizes = np.linalg.norm(S, axis=0)
+        hopeful = np.flatnonzero(sizes > level)
+        S, owner = S[:, hopeful] / sizes[hopeful], owner[hopeful]
+        image = np.einsum("jqc,qj->jc", M[owner], S)
+        values = np.linalg.norm(image, axis=1)
+        neurons = OwnedNeurons(S * values, _unit(image), owner)
+        growth = values / np.maximum(before[hopeful], np.finfo(float).tiny) - 1
+        # Of a direction that is worth nothing there is no way up.
+        return _Climbs(neurons, self.projector.take(hopeful), growth).take(values > 0).distinct()
+
+
+def _unit(V: NDArray) -> NDArray:
+    return V / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), np.finfo(float).tiny)

@@ -72,6 +72,18 @@ def test_cones_of_a_subset_are_those_asked_for():
     np.testing.assert_allclose(S, expected(A, patterns[:, cones], targets[:, cones]), atol=1e-10)
 
 
+def test_cones_come_and_go_with_what_is_remembered():
+    A, patterns, targets, _ = instance()
+    projector = ConeProjector(A, patterns)
+    S = projector.project(targets, np.arange(20))
+    some, rest = np.array([7, 3, 11]), np.array([0, 1])
+    moved = projector.take(some).with_(projector.take(rest))
+    order = np.concatenate([some, rest])
+    # Without a pass, what is remembered is all there is.
+    again = moved.project(targets[:, order], np.arange(5), max_passes=0)
+    np.testing.assert_allclose(again, S[:, order], atol=1e-12)
+
+
 def test_a_solver_that_gives_up_is_replaced(monkeypatch):
     A, patterns, targets, _ = instance(n=12, d=2)
     reference = expected(A, patterns, targets)

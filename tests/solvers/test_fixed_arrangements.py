@@ -16,6 +16,8 @@ from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.cone_projection import ConeProjector
 from skcvxbn.solvers.cvxpy_reference import solve_cvxpy
 from skcvxbn.solvers.fixed_arrangements import solve_fixed_arrangements
+from skcvxbn.solvers.owned_neurons import OwnedNeurons
+from skcvxbn.solvers.prices import prices_of
 from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
@@ -49,6 +51,52 @@ def test_several_outputs_lie_between_the_reference_and_its_bound(options):
     solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
     assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 1e-5)
     assert solution.certificate == "estimated"
+
+
+@pytest.mark.parametrize("n_outputs", [2, 3])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_weights_of_several_outputs_are_chosen_without_the_interior_point_method(
+    fit_intercept, n_outputs, options, monkeypatch
+):
+    pytest.importorskip("cvxpy")
+    problem, patterns = instance(
+        n=20, d=2, n_outputs=n_outputs, n_arrangements=12, fit_intercept=fit_intercept
+    )
+    reference = solve_cvxpy(problem.A, problem.loss, problem.beta, patterns, fit_intercept=fit_intercept)
+    monkeypatch.setattr("skcvxbn.solvers.fixed_arrangements.solve_over_arrangements", None)
+    solution = solve_fixed_arrangements(problem, options(1e-5), patterns)
+    assert solution.converged
+    assert reference.lower_bound * (1 - 1e-8) <= solution.objective <= reference.objective * (1 + 2e-5)
+    assert 0 <= solution.objective - solution.lower_bound <= 1e-5 * solution.objective
+    assert_feasible(problem, patterns, solution.S)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.1, 0.03])
+def test_several_outputs_close_the_gap(ratio, options):
+    problem, patterns = instance(n=100, d=5, n_outputs=4, n_arrangements=30)
+    problem = replace(problem, beta=ratio * largest_beta(problem.A, problem.zero.R))
+    solution = solve_fixed_arrangements(problem, options(1e-6), patterns)
+    assert solution.converged
+    assert 0 <= solution.objective - solution.lower_bound <= 1e-6 * solution.objective
+    assert_feasible(problem, patterns, solution.S)
+    # A search of its own, from other starts, refutes little of the bound.
+    largest = prices_of(problem, patterns).confirmed(solution.R, OwnedNeurons.none(problem)).sizes.max()
+    assert problem.dual_bound(solution.R, largest) >= solution.lower_bound * (1 - 1e-4)
+
+
+def test_no_searched_bound_is_believed_unconfirmed(options, monkeypatch):
+    problem, patterns = instance(n=60, d=4, n_outputs=3, n_arrangements=20)
+    confirmed, kind = [], type(prices_of(problem, patterns))
+
+    def spied(self, R, network, original=kind.confirmed):
+        confirmed.append(R)
+        return original(self, R, network)
+
+    monkeypatch.setattr(kind, "confirmed", spied)
+    for max_iter in (2, 100):
+        solution = solve_fixed_arrangements(problem, options(1e-6, max_iter=max_iter), patterns)
+        assert solution.converged == (max_iter == 100)
+        np.testing.assert_array_equal(confirmed[-1], solution.R)
 
 
 def test_more_arrangements_never_cost_more(options):

@@ -81,6 +81,14 @@ def test_neurons_in_use_are_priced_too():
     assert prices.at(R, best).sizes.max() >= best.sizes.max() * (1 - 1e-12)
 
 
+def test_climbs_go_on_from_where_they_ended():
+    problem, patterns, R = instance(3)
+    prices, none = prices_of(problem, patterns), OwnedNeurons.none(problem)
+    largest = [prices.at(share * R, none).sizes.max() / share for share in (1.0, 0.9, 0.8, 0.7)]
+    assert (np.diff(largest) >= -1e-12 * largest[0]).all()
+    assert prices.confirmed(R, none).sizes.max() >= largest[-1] * (1 - 1e-12)
+
+
 def test_a_feasible_dual_point_has_no_price_above_beta():
     problem, patterns, R = instance()
     none = OwnedNeurons.none(problem)
