@@ -97,20 +97,26 @@ class DualSearch:
     def _bound(self, R: Array, largest: float) -> float:
         return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
 
-    def search(self, neurons: Neurons, *, worth: float = 0.0) -> float:
+    def search(self, neurons: Neurons, *, breadth: float | None = None) -> float:
         """Search for violations of a network's dual point, keep it if it is the best; return its bound.
 
-        If it is worth any multiplications, the search is broad and takes about so many, or more.
+        Parameters
+        ----------
+        neurons : Neurons
+            The network.
+        breadth : float, optional
+            A search for as many as there are climbs from all that were nearly violated, and takes about so
+            many multiplications for random starts. By default it is a quick one, for the largest.
         """
-        if worth:
-            self.found = self._searched_broadly(neurons.R, neurons, worth)
-        else:
+        if breadth is None:
             stages = quick_stages(self._problem.A, self._problem.rows)
             self.found = self._searched(neurons.R, neurons, stages)
+        else:
+            self.found = self._searched_broadly(neurons.R, neurons, breadth)
         self._n_tried += 1
         self.refute()
         # Broad searches are blind to all that is not violated.
-        largest = max(self.found.largest, self._problem.beta if worth else 0.0)
+        largest = max(self.found.largest, 0.0 if breadth is None else self._problem.beta)
         bound = self._bound(neurons.R, largest)
         if bound > self.lower_bound:
             self.point = DualPoint(neurons.R, neurons, largest)
@@ -158,41 +164,45 @@ class DualSearch:
 
     def _searched(self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
-        rows, A, effort = self._problem.rows, self._matrix, self._effort
+        rows, effort = self._problem.rows, self._effort
+        # What is stated to seven digits is not searched for in as many.
+        A = (self._single if self._options.tol >= _SINGLE else self._problem).A
         wanted = max(8, int(times * effort * self._options.search_starts))
         if stages in (QUICK, BRIEF):
             wanted = _QUICK_STARTS
             # With one output a start goes both ways.
             effort /= 2 if R.shape[1] == 1 else 1
         n_starts = min(wanted, affordable_starts(A, stages, effort, rows))
-        known = self._most_violated(R, neurons, self.found, 0.0, n_starts)
+        known = self._most_violated(R, neurons, self.found, 0.0, n_starts).astype(numpy_dtype(A))
         S, U = self._fresh(known, n_starts, n_starts)
         S, U = concat([known.S, S], axis=1), concat([known.U, U], axis=0)
         found = search(A, astype(R, numpy_dtype(A)), S, U, stages=stages, rows=rows)
         return verified(self._problem.A, R, found, rows)
 
-    def _searched_broadly(self, R: Array, neurons: Neurons, worth: float) -> Candidates:
-        """Climb from random points, in so many multiplications, and from all that is nearly violated."""
-        rows, A, beta = self._problem.rows, self._matrix, self._problem.beta
-        least = min(max(8, int(self._effort * self._options.search_starts)), _BROAD_STARTS)
-        least = min(least, affordable_starts(A, BROAD, self._effort, rows))
-        n_starts = max(least, min(starts_for(worth, A, BROAD, rows), _MOST_STARTS))
+    def _searched_broadly(self, R: Array, neurons: Neurons, breadth: float) -> Candidates:
+        """Climb from all that is nearly violated and, in so many multiplications, from fresh starts."""
+        rows, A, beta = self._problem.rows, self._single.A, self._problem.beta
+        narrow_R = astype(R, np.float32)
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
-        # The later searches go on from what the random starts of the first have led to.
-        S, U = self._fresh(known, n_starts // 2 if len(self._maxima.values) else n_starts, n_starts)
-        narrow_R = astype(R, numpy_dtype(A))
-        new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
-        known = known.joined(new.take(new.values >= _NEAR * beta))
+        known = known.astype(np.float32)
+        if breadth:
+            S, U = self._fresh(known, *self._n_fresh(breadth))
+            new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
+            known = known.joined(new.take(new.values >= _NEAR * beta))
         found = search(A, narrow_R, known.S, known.U, stages=NEARBY, rows=rows)
         # Of several that lead to one maximum each is a neuron to join as long as it is violated.
         found = found.joined(known.take(known.values > beta))
         self._maxima = verified(self._problem.A, R, found, rows)
         return self._maxima
 
-    @property
-    def _matrix(self) -> Array:
-        """The whitened rows, in the precision of the search."""
-        return (self._single if self._options.tol >= _SINGLE else self._problem).A
+    def _n_fresh(self, breadth: float) -> tuple[int, int]:
+        """Random starts of a broad search, and starts near what is known."""
+        rows, A = self._problem.rows, self._single.A
+        least = min(max(8, int(self._effort * self._options.search_starts)), _BROAD_STARTS)
+        least = min(least, affordable_starts(A, BROAD, self._effort, rows))
+        n_starts = max(least, min(starts_for(breadth, A, BROAD, rows), _MOST_STARTS))
+        # The later searches go on from what the random starts of the first have led to.
+        return n_starts // 2 if len(self._maxima.values) else n_starts, n_starts
 
     @property
     def _effort(self) -> float:
@@ -211,7 +221,7 @@ class DualSearch:
     def _most_violated(
         self, R: Array, neurons: Neurons, others: Candidates, least: float, most: int
     ) -> Candidates:
-        """Directions of neurons and others whose constraints are violated most, in the search's precision."""
+        """Directions of neurons and others whose constraints are violated most."""
         S, U = concat([neurons.S, others.S], axis=1), concat([neurons.U, others.U], axis=0)
         values = self._values(S, R)
         order = np.argsort(-values, kind="stable")[:most]
@@ -219,5 +229,4 @@ class DualSearch:
         S, U = take(S, order, axis=1), take(U, order, axis=0)
         # A short neuron may be too short for single precision.
         S = S / lengths(S, axis=0)
-        dtype = numpy_dtype(self._matrix)
-        return Candidates(astype(S, dtype), astype(U, dtype), values[order])
+        return Candidates(S, U, values[order])

@@ -7,8 +7,10 @@ largest value the search finds turns the residual into a dual point, whose value
 below: this is the gap that is reported.
 
 A round solves for its neurons in one of three ways. Descent moves them through many arrangements at once
-and is cheap, but stops short of the kinks; the convex program over their arrangements is exact, but cannot
-leave these. So descent goes first, then both take turns, and the program alone makes the end.
+and is cheap, but stops short of the kinks. Output weights alone are a convex problem, and with each round's
+maxima of the constraints as new directions the optimum is approached to second order. The program over the
+neurons' arrangements is exact, but dear, and cannot leave these. So descent goes first, and weights make the
+end; few neurons, and kinks of the loss, are for the program.
 """
 
 from __future__ import annotations
@@ -52,17 +54,23 @@ _ROUNDING = 0.1
 _NARROWING = 0.9
 # Rounds that lower the objective by a smaller share of the tolerance, turns of the gap, are standing still.
 _STANDSTILL = 0.03
-# A round of descent that lowers it by less gives way to the program where that converges quickly.
-_GIVE_WAY = 2e-4
+# A round of descent that lowers it by less gives way where what follows converges quickly, or where the gap
+# is as small as descent can make it.
+_GIVE_WAY, _REACH = 1e-3, 1e-4
+# Numbers of the table of rows up to which a search is cheap next to a round for several outputs.
+_SMALL = 3e4
+# Rounds between two broad searches, at most, and the share of a broad search's gap that is worth the next.
+_NEARBY_ROUNDS, _MET = 3, 0.1
+# Accuracy of output weights, and of the cosine from which on neurons are one, as a share of the gap.
+_WEIGHT_ACCURACY = 0.03
 # Where the program is out of reach, rounds that lower it by less, for each multiplication of a step of theirs
 # and at most, make the end.
 _GIVE_UP_PER_WORK, _GIVE_UP = 2e-12, 2e-3
 # With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
 # round gains less than the second, and than so many times the tolerance, or than a share of it.
 _FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
-# Neurons of one arrangement are merged at the end where the cosine of their output directions is at least the
-# first of these that costs less than this share of the tolerance.
-_COSINES, _MERGING = (0.99, 0.9999, 1 - 1e-6), 1e-2
+# What merging neurons at the end may cost, as a share of the tolerance.
+_MERGING = 1e-2
 
 _CONVERGED, _INTERRUPTED = "converged", "interrupted"
 
@@ -72,7 +80,8 @@ class _Way(Enum):
 
     DESCENT = 1
     TURNS = 2
-    PROGRAM = 3
+    WEIGHTS = 3
+    PROGRAM = 4
 
 
 def generate_neurons(
@@ -129,7 +138,10 @@ class _Generation:
         # kinks of the loss too, since they become sharper.
         self.several = n_outputs > 1
         self.many_rows = has_batches(problem)
-        self.patience = 5 if not self.several and problem.loss.box is None else 6
+        self.smooth = problem.loss.box is None
+        self.patience = 5 if not self.several and self.smooth else 6
+        # Rounds since the last broad search, and its gap.
+        self.n_nearby, self.broad_gap = 0, np.inf
 
     def begin(self, start: tuple[Array, Array] | None) -> None:
         """Train the first network by descent, or take the given one as it is."""
@@ -185,7 +197,8 @@ class _Generation:
         if self.way is _Way.PROGRAM:
             newcomers = newcomers.apart(_APART)
         self.newcomers = newcomers.take(np.arange(min(n_new, len(newcomers.values))))
-        self.neurons = self.neurons.joined(problem, self.newcomers)
+        if self.way is not _Way.WEIGHTS:
+            self.neurons = self.neurons.joined(problem, self.newcomers)
 
     def _is_cheap(self) -> bool:
         few = 0 < int(self._significant().sum()) <= (_FEW_MANY_ROWS if self.many_rows else _FEW)
@@ -205,6 +218,11 @@ class _Generation:
 
     def _solve(self) -> None:
         most = self.options.max_neurons
+        if self.way is _Way.WEIGHTS:
+            share = _WEIGHT_ACCURACY * float(np.clip(self.gap, self.options.tol, 1e-2))
+            smoothed = self.problem.smoothed(self.rounding)
+            self.neurons = self.neurons.reweighted(smoothed, self.newcomers, share)
+            return
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
             self._descend(self.newcomers)
         if most is not None and len(self.neurons) > most:
@@ -235,14 +253,26 @@ class _Generation:
         self.neurons = neurons.solved(self.problem, S, R, _NEGLIGIBLE)
 
     def _search(self) -> None:
-        # The program is worth a search that takes about half of its time.
-        program = self.way is _Way.PROGRAM
-        worth = min(_SEARCH_SHARE * self._work(), _DEAREST_SEARCH) if program else 0.0
-        gap = 1 - self.duals.search(self.neurons, worth=worth) / self.neurons.objective
+        gap = 1 - self._searched_bound() / self.neurons.objective
         # Rounding of s costs s / 2 ||R||^2 at most.
         cost = 0.5 * self.problem.length(self.neurons.R) ** 2 / self.neurons.objective
         self.rounding = _ROUNDING * float(np.clip(gap, self.options.tol, 1.0)) / max(cost, 1.0)
         self._state_gap()
+
+    def _searched_bound(self) -> float:
+        """Bound from a search that takes about half of the time of a round."""
+        if self.way not in (_Way.WEIGHTS, _Way.PROGRAM):
+            return self.duals.search(self.neurons)
+        objective, self.n_nearby = self.neurons.objective, self.n_nearby + 1
+        if self.way is _Way.WEIGHTS and self.n_nearby <= _NEARBY_ROUNDS:
+            bound = self.duals.search(self.neurons, breadth=0.0)
+            # What is known of the constraints is soon met, and no more is to be had from it.
+            if 1 - bound / objective > max(_MET * self.broad_gap, self.options.tol):
+                return bound
+        breadth = min(_SEARCH_SHARE * self._work(), _DEAREST_SEARCH)
+        bound = self.duals.search(self.neurons, breadth=breadth)
+        self.n_nearby, self.broad_gap = 0, 1 - bound / objective
+        return bound
 
     def _state_gap(self) -> None:
         networks = [self.neurons] if self.best is self.neurons else [self.neurons, self.best]
@@ -261,6 +291,10 @@ class _Generation:
                 self._begin_program()
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress, narrower)
+        elif self.way is _Way.WEIGHTS and progress < _STANDSTILL * options.tol and not narrower:
+            self.standing_still += 1
+            if self.standing_still >= self.patience:
+                self.neurons, self.way, self.standing_still = self.best, _Way.PROGRAM, 0
         elif self.way is _Way.TURNS and progress < _STANDSTILL * self.gap and not narrower:
             self.neurons = self.best
             self._begin_program()
@@ -296,18 +330,20 @@ class _Generation:
         else:
             # Of dear rounds one without newcomers of use is enough.
             self.standing_still += self.patience if price == _GIVE_UP else 1
-        loose = self.several or tol >= _FAR
+        loose = self.way is _Way.DESCENT and (self.several or tol >= _FAR)
         far = loose and self._work() > _FAR_WORK and self.gap > _FAR
         if far and self.n_iter > 1 and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
             self.standing_still = self.patience
 
     def _patience_of_descent(self) -> int:
-        """Rounds without progress after which the program takes over: more where its own are dear."""
-        return 5 if self.several else 1 if self.many_rows else 0
+        """Rounds without progress after which others take over: more where their own are dear."""
+        return 0 if self._converges() else 5 if self.several else 1
 
     def _converges(self) -> bool:
-        """Whether rounds of the program are cheap, and few of them make the end."""
-        return not (self.several or self.many_rows)
+        """Whether rounds of what follows are cheap, and few of them make the end."""
+        n_samples, rank = self.problem.shape
+        cheap = not self.several or (self._weighs() and n_samples * rank <= _SMALL)
+        return (cheap and not self.many_rows) or (self._weighs() and self.gap <= _REACH)
 
     def _within_reach(self) -> Neurons | None:
         """Return the neurons, or those nearly of one kind taken together, if a program is worth its time."""
@@ -316,7 +352,7 @@ class _Generation:
         # A round takes as long as dozens of descent, or hundreds where the loss has kinks: it is for what
         # these cannot reach.
         tight = self.options.tol < _FAR and not self.several
-        most = _AFFORDABLE if tight else _CHEAP if self.problem.loss.box is None else _FAR_WORK
+        most = _AFFORDABLE if tight else _CHEAP if self.smooth else _FAR_WORK
         if self._work() <= most:
             return self.neurons
         gathered = self.neurons.take(np.flatnonzero(self._significant())).gathered(_NEARLY_ONE)
@@ -325,15 +361,20 @@ class _Generation:
     def _give_way(self) -> None:
         # Turns would cost the diversity of hundreds of neurons; several outputs need them.
         self.standing_still = 0
-        if self.several:
+        if self.several and not self._weighs():
             self.way = _Way.TURNS
         else:
             self._begin_program()
 
     def _begin_program(self) -> None:
-        """Give the rounds to the program alone: it leaves no arrangement that it is not shown."""
-        self.way = _Way.PROGRAM
+        """Give the rounds to what leaves no arrangement that it is not shown."""
+        self.way = _Way.WEIGHTS if self._weighs() else _Way.PROGRAM
+        self.n_nearby = _NEARBY_ROUNDS
         self._search()
+
+    def _weighs(self) -> bool:
+        """Whether rounds are to solve for output weights alone, which kinks of the loss would make jump."""
+        return self.smooth and self.options.max_neurons is None and not self._is_cheap()
 
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
@@ -344,20 +385,14 @@ class _Generation:
                 self.duals.confirm()
         self._state_gap()
         lower_bound = self.duals.lower_bound
-        S, V = balanced(best.S, best.U)
-        objective = problem.objective(S, V, best.bias)
         # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.
-        most = objective * (1 + _MERGING * self.options.tol)
-        if self._closes(objective, lower_bound):
+        most = best.objective * (1 + _MERGING * self.options.tol)
+        if self._closes(best.objective, lower_bound):
             # A gap that is just small enough has no room for it.
-            most = min(most, lower_bound + self.options.tol * objective)
-        for cosine in _COSINES:
-            merged = best.merged(problem, cosine)
-            merged_objective = problem.objective(merged.S, merged.U, best.bias)
-            if merged_objective <= most:
-                S, V = balanced(merged.S, merged.U)
-                objective = problem.objective(S, V, best.bias)
-                break
+            most = min(most, lower_bound + self.options.tol * best.objective)
+        merged = best.fewer(problem, most)
+        S, V = balanced(merged.S, merged.U)
+        objective = problem.objective(S, V, best.bias)
         idle = problem.zero.value
         if objective > (1 - 1e-9) * idle:
             # From beta_max on no neuron pays; what is left of them is the accuracy of the solver.

@@ -18,15 +18,19 @@ from skcvxbn.arrays import (
     numpy_dtype,
     take,
     to_numpy,
+    zeros,
 )
 from skcvxbn.solvers.base import Problem, without_negligible
-from skcvxbn.solvers.reweighting import best_weights
+from skcvxbn.solvers.output_weights import ACCURACY
+from skcvxbn.solvers.reweighting import best_weights, reweighted
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
 _ENTRY_SIZE = 1e-3
 # Output directions of a larger cosine are the same up to rounding.
 _SAME = 1 - 1e-6
+# Cosines of output directions at which neurons of one arrangement may be merged.
+_COSINES = (0.99, 0.9999, _SAME)
 # Weights below this share of the largest are zeros.
 _NO_WEIGHT = 1e-5
 # A pull that is smaller than its cost by this share is one that a neuron may yet need.
@@ -130,6 +134,21 @@ class Neurons:
         neurons = replace(self, S=S * sizes, U=V / sizes[:, None], bias=bias)
         return neurons.take(np.flatnonzero(used | (pull > (1 - _SLACK) * problem.beta)))
 
+    def reweighted(self, problem: Problem, newcomers: Candidates, share: float) -> Neurons:
+        """Best output weights of the hidden directions of neurons and newcomers; those of no use leave.
+
+        Those are added up whose cosine differs from one by less than this share, to which weights are exact.
+        """
+        S = concat([self.S, astype(newcomers.S, numpy_dtype(self.S))], axis=1)
+        V = concat([self.U, zeros(newcomers.U.shape, self.U)], axis=0)
+        accuracy = min(share, ACCURACY)
+        S, V, bias = reweighted(problem, S, V, self.bias, accuracy)
+        if V.shape[0] == 0:
+            return self
+        S, V, _ = gather(S, V, 1 - share)
+        S, V, bias = reweighted(problem, S, V, bias, accuracy)
+        return Neurons.of_network(problem, S, V, _NO_WEIGHT, guess=bias)
+
     def merged(self, problem: Problem, cosine: float = _SAME) -> Neurons:
         """Add up neurons of one arrangement whose output directions agree."""
         first: dict[bytes, int] = {}
@@ -137,6 +156,14 @@ class Neurons:
         owner = np.array([first.setdefault(row.tobytes(), len(first)) for row in arrangements], dtype=int)
         S, U, leaders = merge(to_numpy(self.S), to_numpy(self.U), owner, cosine)
         return replace(self.take(leaders), S=like(S, self.S), U=like(U, self.U))
+
+    def fewer(self, problem: Problem, most: float) -> Neurons:
+        """Merge neurons as boldly as the objective stays at most at what is allowed."""
+        for cosine in _COSINES:
+            merged = self.merged(problem, cosine)
+            if problem.objective(merged.S, merged.U, self.bias) <= most:
+                return merged
+        return self
 
     def gathered(self, cosine: float) -> Neurons:
         """Add up neurons that are nearly of one kind, whatever their arrangements: a start for descent."""

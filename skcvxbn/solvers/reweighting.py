@@ -12,7 +12,7 @@ import numpy as np
 
 from skcvxbn.arrays import Array, eps, inner, lengths, like, namespace, numpy_dtype, take, tiny, to_numpy
 from skcvxbn.solvers.base import Output, Problem, without_negligible
-from skcvxbn.solvers.output_weights import improved_weights
+from skcvxbn.solvers.output_weights import ACCURACY, improved_weights
 
 # Weights below this share of the largest are zeros.
 _NO_WEIGHT = 1e-5
@@ -24,7 +24,7 @@ _LEAST_SHARE = 0.1
 
 
 def reweighted(
-    problem: Problem, S: Array, V: Array, guess: Array | None = None
+    problem: Problem, S: Array, V: Array, guess: Array | None = None, accuracy: float = ACCURACY
 ) -> tuple[Array, Array, Array | None]:
     """Find the best output weights for the hidden directions of a network; neurons that get none leave.
 
@@ -36,6 +36,8 @@ def reweighted(
         The network, of any scaling, without dead neurons.
     guess : array of shape (n_outputs,), optional
         Coefficients of the bias' direction.
+    accuracy : float
+        Share of their cost to which the pulls at neurons are balanced.
 
     Returns
     -------
@@ -44,13 +46,13 @@ def reweighted(
     bias : array of shape (n_outputs,)
         Coefficients of the bias' direction.
     """
-    S, V, bias = best_weights(problem, S, V, guess)
+    S, V, bias = best_weights(problem, S, V, guess, accuracy)
     used = np.flatnonzero(without_negligible(S, V, _NO_WEIGHT))
     return take(S, used, axis=1), take(V, used, axis=0), bias
 
 
 def best_weights(
-    problem: Problem, S: Array, V: Array, guess: Array | None = None
+    problem: Problem, S: Array, V: Array, guess: Array | None = None, accuracy: float = ACCURACY
 ) -> tuple[Array, Array, Array | None]:
     """Find the same, and keep the neurons that get no weight; see `reweighted`."""
     sizes = lengths(S, axis=0)
@@ -64,14 +66,14 @@ def best_weights(
     share = 1.0
     for _ in range(1 if problem.loss.quadratic else _MODELS):
         last = value
-        V, output, value, share = _improved(problem, H, V, output, value, share)
+        V, output, value, share = _improved(problem, H, V, output, value, share, accuracy)
         if last - value <= eps(V) * abs(value):
             break
     return S, V, output.bias
 
 
 def _improved(
-    problem: Problem, H: Array, V: Array, start: Output, value: float, share: float
+    problem: Problem, H: Array, V: Array, start: Output, value: float, share: float, accuracy: float
 ) -> tuple[Array, Output, float, float]:
     """Minimise a model of second order of the loss at these weights, as far as the loss follows it.
 
@@ -82,7 +84,7 @@ def _improved(
     pull = problem.rows.total(H.T @ start.R)
     # As many numbers as pairs of neurons: the model is solved on the host.
     gram, pull, weights = (to_numpy(M).astype(np.float64) for M in (gram, pull, V))
-    move = improved_weights(gram, pull + gram @ weights, weights, problem.beta) - weights
+    move = improved_weights(gram, pull + gram @ weights, weights, problem.beta, accuracy) - weights
     for halving in range(_HALVINGS):
         trial = like((weights + 0.5**halving * move).astype(numpy_dtype(V)), V)
         output = problem.at(H @ trial, start.bias)

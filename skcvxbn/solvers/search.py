@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from skcvxbn.arrays import Array, Rows, astype, concat, numpy_dtype, take, to_numpy
 from skcvxbn.solvers.ascent import Rounded
@@ -51,6 +51,7 @@ _AFFORDABLE: dict[Stages, float] = {
     NARROW: 4e9,
     SHARP: 8e9,
     BROAD: 8e9,
+    NEARBY: 1e11,
 }
 # Starts of a search, at least, at most, and how many times that a quick one with so few may cost.
 _FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
@@ -95,6 +96,10 @@ class Candidates:
     def apart(self, cosine: float) -> Candidates:
         """Leave out candidates closer than this to a better one, in hidden and in output direction."""
         return self.take(_apart(self.S, self.U, cosine))
+
+    def astype(self, dtype: DTypeLike) -> Candidates:
+        """Return the directions in another precision."""
+        return Candidates(astype(self.S, dtype), astype(self.U, dtype), self.values)
 
     def take(self, which: NDArray) -> Candidates:
         """Keep some of the candidates."""

@@ -66,6 +66,15 @@ def test_a_loose_tolerance_has_a_margin_instead(duals):
     assert asked == [(QUICK, 1)] * 4
 
 
+def test_a_bound_that_has_become_useless_is_not_tested_further(duals):
+    search, asked = duals(1e-4, [2.0, 2.0])
+    search.confirm(least=0.9 * search.lower_bound)
+    assert asked == [(THOROUGH, 1), (SHARP, 1)]
+    search, asked = duals(1e-4, [2.0, 2.0])
+    search.confirm(least=1.1 * search.lower_bound)
+    assert asked == [(THOROUGH, 1)]
+
+
 @pytest.fixture
 def rugged(options):
     """A problem with many violated constraints, and a function that makes a search from few starts."""
@@ -84,10 +93,10 @@ def rugged(options):
 def test_a_broad_search_has_as_many_starts_as_it_is_worth(rugged):
     problem, make = rugged
     search, neurons = make(0)
-    search.search(neurons, worth=1.0)
+    search.search(neurons, breadth=1.0)
     few = len(search.found.values)
     search, neurons = make(0)
-    search.search(neurons, worth=1e9)
+    search.search(neurons, breadth=1e9)
     assert starts_for(1e9, problem.A, BROAD) > 500
     assert len(search.found.values) > 3 * few > 0
 
@@ -103,7 +112,7 @@ def test_a_broad_search_has_no_more_starts_than_fit_in_memory(rugged, monkeypatc
 
     monkeypatch.setattr(dual_search, "random_starts", random_starts)
     search, neurons = make(0)
-    search.search(neurons, worth=1e15)
+    search.search(neurons, breadth=1e15)
     assert asked == [10]
 
 
@@ -111,7 +120,7 @@ def test_a_broad_search_that_finds_nothing_proves_no_more_than_that_nothing_is_v
     problem, make = rugged
     search, neurons = make(0)
     search._problem = replace(problem, beta=10 * problem.beta)
-    search.search(neurons, worth=1.0)
+    search.search(neurons, breadth=1.0)
     assert len(search.found.values) == 0
     assert search.point.largest == 10 * problem.beta
 
@@ -119,23 +128,37 @@ def test_a_broad_search_that_finds_nothing_proves_no_more_than_that_nothing_is_v
 def test_maxima_of_earlier_rounds_are_known_later(rugged):
     problem, make = rugged
     search, neurons = make(0)
-    search.search(neurons, worth=1e9)
+    search.search(neurons, breadth=1e9)
     first = search.found.values
-    search.search(neurons, worth=1.0)
+    search.search(neurons, breadth=1.0)
     above = first > problem.beta
     assert above.sum() > 10
     # They are the same maxima, but for some that were close to each other.
     assert (search.found.values > problem.beta * (1 - 1e-6)).sum() >= 0.9 * above.sum()
     assert search.found.largest >= first[0] * (1 - 1e-6)
     fresh, neurons = make(1)
-    fresh.search(neurons, worth=1.0)
+    fresh.search(neurons, breadth=1.0)
     assert (fresh.found.values > problem.beta).sum() < 0.5 * above.sum()
+
+
+def test_a_search_without_breadth_climbs_from_what_is_known(rugged, monkeypatch):
+    problem, make = rugged
+    search, neurons = make(0)
+    search.search(neurons, breadth=1e9)
+    known = search.found
+    monkeypatch.setattr(dual_search, "random_starts", None)
+    monkeypatch.setattr(dual_search, "starts_near", None)
+    search.search(neurons, breadth=0.0)
+    assert search.found.largest >= known.largest * (1 - 1e-9)
+    # Those that were violated stay, whatever they led to.
+    for j in np.flatnonzero(known.values > problem.beta):
+        assert (search.found.S.T @ known.S[:, j]).max() > 0.9997
 
 
 def test_narrow_maxima_next_to_a_neuron_are_searched_for(rugged, monkeypatch):
     problem, make = rugged
     search, idle = make(0)
-    search.search(idle, worth=1e9)
+    search.search(idle, breadth=1e9)
     best = search.found.take(np.array([0]))
     # A network of that neuron alone, slightly turned: random starts are too few to come near it again.
     S = best.S + 0.1 * np.random.default_rng(0).standard_normal(best.S.shape) / 3

@@ -14,6 +14,7 @@ from skcvxbn.solvers import dual_search, neuron_generation, solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
+from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.training import largest_beta
 from skcvxbn.whitening import whiten
 
@@ -286,3 +287,35 @@ def test_descent_alone_where_exact_steps_are_too_dear(options, monkeypatch):
     solution = generate_neurons(problem, options(1e-4))
     assert solution.objective <= 1.02 * exact.objective
     assert solution.lower_bound <= exact.objective
+
+
+@pytest.mark.parametrize(("n", "d", "n_outputs"), [(150, 6, 1), (100, 4, 3)])
+def test_output_weights_make_the_end_where_neurons_are_many(n, d, n_outputs, options, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("the convex program was solved")
+
+    monkeypatch.setattr(neuron_generation, "solve_over_arrangements", forbidden)
+    weighed = []
+    reweighted = Neurons.reweighted
+    monkeypatch.setattr(
+        Neurons, "reweighted", lambda self, *args: weighed.append(len(self)) or reweighted(self, *args)
+    )
+    problem = instance(n, d, n_outputs, ratio=0.03)
+    solution, other = (generate_neurons(problem, options(1e-4, seed=seed)) for seed in range(2))
+    assert weighed
+    for one in (solution, other):
+        assert one.converged
+        assert one.objective == pytest.approx(problem.objective(one.S, one.V), rel=1e-12)
+    assert other.lower_bound <= solution.objective
+    assert solution.lower_bound <= other.objective
+
+
+def test_where_output_weights_stand_still_the_program_takes_over(options, monkeypatch):
+    # Newcomers are kept from the weights: what they lack is left to the program.
+    reweighted = Neurons.reweighted
+    monkeypatch.setattr(
+        Neurons,
+        "reweighted",
+        lambda self, problem, new, share: reweighted(self, problem, new.take(np.arange(0)), share),
+    )
+    assert generate_neurons(instance(150, 6, ratio=0.03), options(1e-4)).converged

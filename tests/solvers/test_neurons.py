@@ -10,6 +10,7 @@ import pytest
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.reweighting import reweighted
 from skcvxbn.solvers.search import Candidates
 from skcvxbn.whitening import whiten
 
@@ -70,3 +71,52 @@ def test_neurons_nearly_of_one_kind_are_gathered(n_outputs):
     # A neighbour of the opposite output direction is of another kind.
     opposite = replace(many, U=np.vstack([neurons.U, -many.U[6:]]))
     assert len(opposite.gathered(0.99)) == 12
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_neurons_without_a_share_in_the_best_weights_leave(n_outputs, fit_intercept):
+    problem, neurons = make(n_outputs, fit_intercept, n_neurons=60, beta=0.5)
+    needed = neurons.needed(problem)
+    assert 0 < len(needed) < 60
+    S, V, _ = reweighted(problem, neurons.S, neurons.U)
+    assert problem.objective(needed.S, needed.U) == pytest.approx(problem.objective(S, V), rel=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(needed.U, axis=1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(needed.patterns, problem.A @ needed.S > 0)
+
+
+def test_where_no_neuron_is_needed_all_stay():
+    problem, neurons = make(beta=1e3)
+    assert len(neurons.needed(problem)) == len(neurons)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_newcomers_get_their_weight_and_neighbours_are_one(n_outputs):
+    problem, neurons = make(n_outputs, n_neurons=3)
+    S = np.random.default_rng(2).standard_normal((4, 40))
+    newcomers = Candidates(S / np.linalg.norm(S, axis=0), np.ones((40, n_outputs)), np.ones(40))
+    all_of_them = neurons.reweighted(problem, newcomers, 1e-9)
+    S, V = np.hstack([neurons.S, newcomers.S]), np.vstack([neurons.U, np.ones((40, n_outputs))])
+    best = problem.objective(*reweighted(problem, S, V)[:2])
+    assert all_of_them.objective == pytest.approx(best, rel=1e-6)
+    values = np.linalg.norm(all_of_them.R.T @ problem.hidden(S / np.linalg.norm(S, axis=0)), axis=0)
+    assert values.max() <= problem.beta * (1 + 1e-6)
+    fewer = neurons.reweighted(problem, newcomers, 0.2)
+    assert len(fewer) < len(all_of_them)
+    values = np.linalg.norm(fewer.R.T @ problem.hidden(fewer.S / fewer.sizes), axis=0)
+    np.testing.assert_allclose(values, problem.beta, rtol=1e-5)
+
+
+def test_neurons_are_merged_as_boldly_as_it_costs_nothing():
+    problem, neurons = make(2)
+    # Of one arrangement, and with output directions that nearly agree.
+    turned = neurons.U[:1] + 0.05 * neurons.U[:1, ::-1] * [1, -1]
+    double = replace(
+        neurons,
+        S=np.hstack([neurons.S, neurons.S[:, :1]]),
+        U=np.vstack([neurons.U, turned / np.linalg.norm(turned)]),
+        patterns=np.hstack([neurons.patterns, neurons.patterns[:, :1]]),
+    )
+    objective = problem.objective(double.S, double.U)
+    assert len(double.fewer(problem, np.inf)) == len(neurons)
+    assert len(double.fewer(problem, objective * (1 - 1e-3))) == len(double)
