@@ -19,6 +19,8 @@ _NO_WEIGHT = 1e-5
 # How often a change of the weights is halved before it is given up, and how many models of a curved loss are
 # solved while they lower the objective by more than rounding.
 _HALVINGS, _MODELS = 4, 12
+# Length of a move next to that of weights, output and dual point, at most.
+_FARTHEST = 100.0
 # Least curvature of a model, as a share of that of the rows.
 _LEAST_SHARE = 0.1
 
@@ -85,6 +87,9 @@ def _improved(
     # As many numbers as pairs of neurons: the model is solved on the host.
     gram, pull, weights = (to_numpy(M).astype(np.float64) for M in (gram, pull, V))
     move = improved_weights(gram, pull + gram @ weights, weights, problem.beta, accuracy) - weights
+    # Where the loss is linear its model has no minimum.
+    size = float(np.linalg.norm(weights)) + problem.length(start.F) + problem.length(start.R)
+    move *= min(1.0, _FARTHEST * size / max(float(np.linalg.norm(move)), tiny(weights)))
     for halving in range(_HALVINGS):
         trial = like((weights + 0.5**halving * move).astype(numpy_dtype(V)), V)
         output = problem.at(H @ trial, start.bias)

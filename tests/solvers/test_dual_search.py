@@ -149,7 +149,8 @@ def test_a_search_without_breadth_climbs_from_what_is_known(rugged, monkeypatch)
     monkeypatch.setattr(dual_search, "random_starts", None)
     monkeypatch.setattr(dual_search, "starts_near", None)
     search.search(neurons, breadth=0.0)
-    assert search.found.largest >= known.largest * (1 - 1e-9)
+    # What is found in single precision is short of a maximum by the square of that.
+    assert search.found.largest >= known.largest * (1 - 1e-7)
     # Those that were violated stay, whatever they led to.
     for j in np.flatnonzero(known.values > problem.beta):
         assert (search.found.S.T @ known.S[:, j]).max() > 0.9997

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.solvers import dual_search, neuron_generation, solve
+from skcvxbn.solvers import dual_search, neuron_generation, neurons, solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
@@ -146,7 +146,7 @@ def test_no_arrangement_and_output_direction_has_many_neurons(options):
 def test_merging_neurons_does_not_open_a_gap_that_was_closed(seed, options, monkeypatch):
     problem = instance(n=8, d=2, n_outputs=4, seed=seed)
     # Unlike neurons may be merged, at any price but the gap.
-    monkeypatch.setattr(neuron_generation, "_COSINES", (-1.0, 1 - 1e-6))
+    monkeypatch.setattr(neurons, "_COSINES", (-1.0, 1 - 1e-6))
     monkeypatch.setattr(neuron_generation, "_MERGING", 1e6)
     solution = generate_neurons(problem, options(1e-4))
     assert solution.converged
