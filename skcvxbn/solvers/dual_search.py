@@ -17,6 +17,7 @@ from skcvxbn.solvers.search import (
     NEARBY,
     QUICK,
     THOROUGH,
+    TOPS,
     Candidates,
     Stages,
     affordable_starts,
@@ -189,7 +190,8 @@ class DualSearch:
             S, U = self._fresh(known, *self._n_fresh(breadth))
             new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
             known = known.joined(new.take(new.values >= _NEAR * beta))
-        found = search(A, narrow_R, known.S, known.U, stages=NEARBY, rows=rows)
+        stages = TOPS if breadth else NEARBY
+        found = search(A, narrow_R, known.S, known.U, stages=stages, rows=rows)
         # Of several that lead to one maximum each is a neuron to join as long as it is violated.
         found = found.joined(known.take(known.values > beta))
         self._maxima = verified(self._problem.A, R, found, rows)

@@ -35,8 +35,9 @@ SHARP: Stages = (Sharp(10, 30, 96), Sharp(60, 30))
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
 BROAD: Stages = (Rounded((0.3, 0.1), 8, share=0.9), Rounded((0.03,), 8, share=0.95))
-# What is known to be near a maximum.
+# What is known to be near a maximum, and the same to the very top, from where there are many more to see.
 NEARBY: Stages = (Rounded((0.01, 0.003), 8), Sharp(5, 100, n_best=600))
+TOPS: Stages = (Rounded((0.01, 0.003), 8), Sharp(10, 200, n_best=1000))
 # Where a direction has more rows than this, kinks rounded ever less come as near to a maximum as sharp ones,
 # in less time: down to a width at which they hold this share of as many rows as there are directions.
 _MANY_ROWS, _FINEST = 100, 0.3
@@ -52,6 +53,7 @@ _AFFORDABLE: dict[Stages, float] = {
     SHARP: 8e9,
     BROAD: 8e9,
     NEARBY: 1e11,
+    TOPS: 2e11,
 }
 # Starts of a search, at least, at most, and how many times that a quick one with so few may cost.
 _FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
