@@ -42,8 +42,6 @@ _LOOSE = 3e-2
 _MARGIN = 0.5
 # The second kind of batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
-# Values of two batches that differ by a smaller share of the tolerance are one.
-_SAME_VALUE = 1e-2
 # Random starts of a broad search, at most.
 _MOST_STARTS = 8192
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
@@ -133,7 +131,7 @@ class DualSearch:
         least : float
             A lower bound that is smaller is of no use, and not tested further.
         """
-        largest, slack = 0.0, 1 + _SAME_VALUE * self._options.tol
+        largest, slack = 0.0, 1 + 1e-3 * self._options.tol
         other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
         # The first two are always taken.
         batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]

@@ -22,7 +22,7 @@ from skcvxbn.arrays import (
 )
 from skcvxbn.solvers.base import Problem, without_negligible
 from skcvxbn.solvers.output_weights import ACCURACY
-from skcvxbn.solvers.reweighting import best_weights, reweighted
+from skcvxbn.solvers.reweighting import NO_WEIGHT, best_weights, reweighted
 from skcvxbn.solvers.search import Candidates
 
 # A new neuron enters with this share of the size of the largest.
@@ -31,8 +31,6 @@ _ENTRY_SIZE = 1e-3
 _SAME = 1 - 1e-6
 # Cosines of output directions at which neurons of one arrangement may be merged.
 _COSINES = (0.99, 0.9999, _SAME)
-# Weights below this share of the largest are zeros.
-_NO_WEIGHT = 1e-5
 # A pull that is smaller than its cost by this share is one that a neuron may yet need.
 _SLACK = 1e-5
 
@@ -123,7 +121,7 @@ class Neurons:
         The others have the weights they would get. Those that need a little more pull for one stay, small.
         """
         S, V, bias = best_weights(problem, self.S, self.U, self.bias)
-        used = without_negligible(S, V, _NO_WEIGHT)
+        used = without_negligible(S, V, NO_WEIGHT)
         if not used.any():
             return self
         H = problem.hidden(S)
@@ -147,7 +145,7 @@ class Neurons:
             return self
         S, V, _ = gather(S, V, 1 - share)
         S, V, bias = reweighted(problem, S, V, bias, accuracy)
-        return Neurons.of_network(problem, S, V, _NO_WEIGHT, guess=bias)
+        return Neurons.of_network(problem, S, V, NO_WEIGHT, guess=bias)
 
     def merged(self, problem: Problem, cosine: float = _SAME) -> Neurons:
         """Add up neurons of one arrangement whose output directions agree."""

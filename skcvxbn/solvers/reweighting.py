@@ -15,7 +15,7 @@ from skcvxbn.solvers.base import Output, Problem, without_negligible
 from skcvxbn.solvers.output_weights import ACCURACY, improved_weights
 
 # Weights below this share of the largest are zeros.
-_NO_WEIGHT = 1e-5
+NO_WEIGHT = 1e-5
 # How often a change of the weights is halved before it is given up, and how many models of a curved loss are
 # solved while they lower the objective by more than rounding.
 _HALVINGS, _MODELS = 4, 12
@@ -49,7 +49,7 @@ def reweighted(
         Coefficients of the bias' direction.
     """
     S, V, bias = best_weights(problem, S, V, guess, accuracy)
-    used = np.flatnonzero(without_negligible(S, V, _NO_WEIGHT))
+    used = np.flatnonzero(without_negligible(S, V, NO_WEIGHT))
     return take(S, used, axis=1), take(V, used, axis=0), bias
 
 
