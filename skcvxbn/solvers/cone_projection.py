@@ -104,7 +104,7 @@ class ConeProjector:
         return S
 
     def _most_violated(self, margins: NDArray) -> NDArray:
-        count = min(2 * self._A.shape[1], len(margins))
+        count = min(self._A.shape[1], len(margins))
         return np.argpartition(margins, count - 1, axis=0)[:count]
 
     def _by_last_multipliers(self, targets: NDArray, cones: NDArray) -> NDArray:

@@ -9,7 +9,7 @@ its dual value.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,27 +22,31 @@ from skcvxbn.solvers.owned_neurons import OwnedNeurons
 
 @dataclass(frozen=True)
 class _Effort:
-    """Singular vectors and random directions of each arrangement to start from, and most steps."""
+    """Starts at singular vectors and random directions of each arrangement, and near known climbs; steps."""
 
     n_singular: int
     n_random: int
+    n_near: int
     n_steps: int
 
 
 # Quick rounds go on from what is known. Confirmations repeat, and their random directions differ.
-_FIRST = _Effort(n_singular=1, n_random=2, n_steps=3)
-_QUICK = _Effort(n_singular=0, n_random=0, n_steps=5)
-_LONG = _Effort(n_singular=0, n_random=1, n_steps=20)
+_FIRST = _Effort(n_singular=1, n_random=2, n_near=0, n_steps=3)
+_QUICK = _Effort(n_singular=0, n_random=0, n_near=0, n_steps=5)
+_NEARBY = _Effort(n_singular=0, n_random=0, n_near=1, n_steps=20)
+_LONG = _Effort(n_singular=0, n_random=1, n_near=1, n_steps=20)
 # Searches that make a confirmation, which ends where the largest value rises by more than this share.
-_CONFIRMATIONS, _HIGHER = 2, 1e-6
+_CONFIRMATIONS, _HIGHER = (_LONG, _NEARBY), 1e-6
 # Climbs below this share of beta are given up.
 _HOPEFUL = 0.5
-# Of climbs of one arrangement whose output directions have a larger cosine one is enough.
-_ALIKE = 0.98
+# Of two climbs of one arrangement with a larger cosine of output directions one is left. Maxima have 0.99.
+_ALIKE = 0.999
+# Known climbs above this share of beta have others start near them, whose output directions are this far off.
+_NEAR, _ANGLE = 0.95, 0.3
 # A climb that grows by a smaller share than this has ended.
 _STILL = 1e-7
-# New climbs take steps that are rough, for far from the cone exact projections are dear and say little.
-_ROUGH_STEPS, _ROUGH_PASSES, _EXACT_PASSES = 4, 2, 100
+# The first step of new climbs is rough, for far from the cone exact projections are dear and say little.
+_ROUGH_PASSES, _EXACT_PASSES = 2, 100
 
 
 class Prices(Protocol):
@@ -127,9 +131,9 @@ class _DirectionPrices:
 
     def confirmed(self, R: NDArray, network: OwnedNeurons) -> OwnedNeurons:
         """The same from random directions too, until some find a larger value, before a bound is believed."""
-        highest = math.inf
-        for _ in range(_CONFIRMATIONS):
-            priced = self._search(R, network, _LONG)
+        highest = float(self._known.neurons.sizes.max(initial=self._problem.beta))
+        for effort in _CONFIRMATIONS:
+            priced = self._search(R, network, effort)
             value = float(priced.sizes.max(initial=self._problem.beta))
             if value > highest * (1 + _HIGHER):
                 break
@@ -143,10 +147,9 @@ class _DirectionPrices:
         climbs, level = self._known, _HOPEFUL * self._problem.beta
         in_use = network.take(network.unlike(climbs.neurons, _ALIKE))
         climbs = climbs.with_(self._climbs(in_use))
-        if effort.n_singular or effort.n_random:
-            started = self._climbs(self._starts(M, effort))
-            for _ in range(_ROUGH_STEPS):
-                started = started.stepped(M, 0.0, _ROUGH_PASSES)
+        if effort is not _QUICK:
+            started = self._climbs(self._starts(M, effort)).stepped(M, 0.0, _ROUGH_PASSES)
+            started = started.with_(self._near(M, effort.n_near))
             climbs = climbs.with_(started.take(started.neurons.unlike(climbs.neurons, _ALIKE)))
         still = climbs.take(np.zeros(0, dtype=int))
         for _ in range(effort.n_steps):
@@ -157,9 +160,16 @@ class _DirectionPrices:
         return self._known.neurons
 
     def _climbs(self, neurons: OwnedNeurons) -> _Climbs:
-        return _Climbs(
-            neurons, ConeProjector(self._problem.A, self._patterns[:, neurons.owner]), np.ones(len(neurons))
-        )
+        projector = ConeProjector(self._problem.A, self._patterns[:, neurons.owner])
+        return _Climbs(neurons, projector, np.ones(len(neurons)))
+
+    def _near(self, M: NDArray, n_near: int) -> _Climbs:
+        """Climbs from output directions around those of known ones."""
+        known = self._known.take(self._known.neurons.sizes > _NEAR * self._problem.beta)
+        known = known.take(np.tile(np.arange(len(known.growth)), n_near))
+        noise = self._random.standard_normal(known.neurons.U.shape) / math.sqrt(M.shape[2])
+        neurons = known.led(M, _unit(known.neurons.U + _ANGLE * noise), 0.0, _ROUGH_PASSES)
+        return replace(known, neurons=neurons, growth=np.ones(len(neurons))).take(neurons.sizes > 0)
 
     def _starts(self, M: NDArray, effort: _Effort) -> OwnedNeurons:
         """Singular vectors of both signs, and random directions; steps put them into the cone."""
@@ -203,20 +213,22 @@ class _Climbs:
 
     def stepped(self, M: NDArray, level: float, max_passes: int = _EXACT_PASSES) -> _Climbs:
         """Take a step with every climb; those that are not above a level, or are like a higher one, end."""
+        image = np.einsum("jqc,qj->jc", M[self.neurons.owner], self.neurons.S / self.neurons.sizes)
+        before = np.maximum(np.linalg.norm(image, axis=1), np.finfo(float).tiny)
+        there = self.led(M, _unit(image), level, max_passes)
+        climbs = replace(self, neurons=there, growth=there.sizes / before - 1)
+        # Of a direction that is worth nothing there is no way up.
+        return climbs.take(there.sizes > 0).distinct()
+
+    def led(self, M: NDArray, U: NDArray, level: float, max_passes: int) -> OwnedNeurons:
+        """Neurons that output directions lead to, of no size where that is not above a level."""
         owner = self.neurons.owner
-        image = np.einsum("jqc,qj->jc", M[owner], self.neurons.S / self.neurons.sizes)
-        before = np.linalg.norm(image, axis=1)
-        targets = np.einsum("jqc,jc->qj", M[owner], _unit(image))
+        targets = np.einsum("jqc,jc->qj", M[owner], U)
         S = self.projector.project(targets, np.arange(len(owner)), level, max_passes)
         sizes = np.linalg.norm(S, axis=0)
-        hopeful = np.flatnonzero(sizes > level)
-        S, owner = S[:, hopeful] / sizes[hopeful], owner[hopeful]
+        S = np.where(sizes > level, S / np.maximum(sizes, np.finfo(float).tiny), 0.0)
         image = np.einsum("jqc,qj->jc", M[owner], S)
-        values = np.linalg.norm(image, axis=1)
-        neurons = OwnedNeurons(S * values, _unit(image), owner)
-        growth = values / np.maximum(before[hopeful], np.finfo(float).tiny) - 1
-        # Of a direction that is worth nothing there is no way up.
-        return _Climbs(neurons, self.projector.take(hopeful), growth).take(values > 0).distinct()
+        return OwnedNeurons(S * np.linalg.norm(image, axis=1), _unit(image), owner)
 
 
 def _unit(V: NDArray) -> NDArray:

@@ -95,3 +95,17 @@ def test_a_feasible_dual_point_has_no_price_above_beta():
     largest = prices_of(problem, patterns).at(R, none).sizes.max()
     feasible = prices_of(problem, patterns).at(0.999 * problem.beta / largest * R, none)
     assert feasible.sizes.max(initial=0.0) <= problem.beta
+
+
+def test_maxima_of_like_output_directions_are_told_apart():
+    """On a narrow cone the value is largest at both edges, whose output directions have a cosine of 0.988."""
+    angle = np.radians(1.5)
+    edge = np.array([np.sin(angle), np.cos(angle)]) / (np.sqrt(2) * np.cos(angle))
+    A = np.array([edge, edge * [1, -1], [np.sqrt(1 - np.tan(angle) ** 2), 0.0]])
+    np.testing.assert_allclose(A.T @ A, np.eye(2), atol=1e-12)
+    R = A @ np.diag([1.0, 3.0])
+    problem = Problem(A, LinearQuadratic(R, 1.0), 0.5, False)
+    priced = prices_of(problem, np.ones((3, 1), dtype=bool)).at(R, OwnedNeurons.none(problem))
+    assert 0.98 < priced.U[0] @ priced.U[1] < 0.99
+    directions = priced.S / priced.sizes
+    np.testing.assert_allclose(np.sort(directions[1]), [-np.sin(angle), np.sin(angle)], atol=1e-9)
