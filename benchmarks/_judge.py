@@ -9,12 +9,14 @@ from _first_order import Network, Run
 from _problems import Case
 from numpy.typing import NDArray
 
-from skcvxbn.solvers.search import QUICK, THOROUGH, Candidates, affordable_starts, random_starts, search
+from skcvxbn.solvers.search import BROAD, QUICK, TOPS, Candidates, random_starts, search, verified
 
 # A method has reached an objective when it is this close, relatively.
 REACHED = 1e-6
-# Random starts of the common search, which is the quick one on large problems.
-_MOST_STARTS, _STARTS_OF_LARGE = 128, 16
+# Random starts of the common search, and of the quick one where the rows have more numbers than this.
+_STARTS, _STARTS_OF_LARGE, _LARGE = 4096, 16, 1e6
+# Directions of the best answer, and what was found from it, that every search starts from too.
+_MOST_KNOWN = 1000
 
 
 @dataclass(frozen=True)
@@ -63,39 +65,67 @@ def judge(case: Case, runs: list[Run], seed: int = 0) -> list[Verdict]:
     answered = [run for run in runs if run.networks]
     if not answered:
         return []
-    A, n_outputs = case.training.A, case.problem.n_outputs
-    if case.is_large:
-        stages, n_starts = QUICK, _STARTS_OF_LARGE
-    else:
-        stages, n_starts = THOROUGH, min(4 * affordable_starts(A, THOROUGH), _MOST_STARTS)
-    S, U = random_starts(A.shape[1], n_outputs, n_starts, np.random.RandomState(seed))
     best = _double(best_of(answered).networks[-1])
-    size = np.linalg.norm(best[0], axis=0) * np.linalg.norm(best[1], axis=1)
-    largest = np.argsort(-size)[:n_starts]
-    S, U = np.hstack([S, best[0][:, largest]]), np.vstack([U, best[1][largest]])
-    found = _search(case, case.problem.dual_point(*best), S, U, stages)
-    S = np.hstack([S, found.S[:, :n_starts]])
-    U = np.vstack([U, found.U[:n_starts]])
+    known = _largest(*best, _MOST_KNOWN)
+    search_for = (_BroadSearch if case.problem.A.size < _LARGE else _QuickSearch)(case, seed)
+    known = search_for(case.problem.dual_point(*best), known)
+    known = known.take(np.arange(min(_MOST_KNOWN, len(known.values))))
     verdicts = []
     for run in answered:
         network = _double(run.networks[-1])
         points = [case.problem.dual_point(*network), run.dual_point]
-        bounds = [
-            case.problem.dual_bound(R, _search(case, R, S, U, stages).largest)
-            for R in points
-            if R is not None
-        ]
+        bounds = [case.problem.dual_bound(R, search_for(R, known).largest) for R in points if R is not None]
         used = np.linalg.norm(network[0], axis=0) * np.linalg.norm(network[1], axis=1)
         n_neurons = int((used > 1e-4 * used.max(initial=0)).sum())
         verdicts.append(Verdict(run, run.objectives[-1], min(max(bounds), run.objectives[-1]), n_neurons))
     return verdicts
 
 
-def _search(case: Case, R: NDArray, S: NDArray, U: NDArray, stages: tuple) -> Candidates:
-    A = case.training.A
-    size = float(np.linalg.norm(R))
-    found = search(A, (R / size).astype(A.dtype), S.astype(A.dtype), U.astype(A.dtype), stages=stages)
-    return Candidates(found.S, found.U, found.values * size)
+class _QuickSearch:
+    """A search for the most violated constraint, from a few random starts and the largest known ones."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case, self.A = case, case.training.A
+        self.random = _random_starts(case, _STARTS_OF_LARGE, seed)
+
+    def __call__(self, R: NDArray, known: Candidates) -> Candidates:
+        size = float(np.linalg.norm(R))
+        few = known.take(np.arange(min(_STARTS_OF_LARGE, len(known.values))))
+        starts = self.random.joined(few).astype(self.A.dtype)
+        found = search(self.A, (R / size).astype(self.A.dtype), starts.S, starts.U, stages=QUICK)
+        return Candidates(found.S, found.U, found.values * size)
+
+
+class _BroadSearch:
+    """A search for all violated constraints: climbs from thousands of starts to the very tops."""
+
+    def __init__(self, case: Case, seed: int) -> None:
+        self.case, self.A = case, case.problem.A.astype(np.float32)
+        self.random = _random_starts(case, _STARTS, seed).astype(np.float32)
+
+    def __call__(self, R: NDArray, known: Candidates) -> Candidates:
+        narrow_R = (R / np.linalg.norm(R)).astype(np.float32)
+        found = search(self.A, narrow_R, self.random.S, self.random.U, stages=BROAD)
+        found = found.joined(known.astype(np.float32))
+        found = search(self.A, narrow_R, found.S, found.U, stages=TOPS)
+        return verified(self.case.problem.A, R, found)
+
+
+def _largest(S: NDArray, V: NDArray, n_neurons: int) -> Candidates:
+    """Directions of the largest neurons of a network."""
+    lengths, weights = np.linalg.norm(S, axis=0), np.linalg.norm(V, axis=1)
+    order = np.argsort(-lengths * weights)[:n_neurons]
+    order = order[lengths[order] * weights[order] > 0]
+    return Candidates(
+        S[:, order] / lengths[order], V[order] / weights[order, None], (lengths * weights)[order]
+    )
+
+
+def _random_starts(case: Case, n_starts: int, seed: int) -> Candidates:
+    rank, n_outputs = case.problem.A.shape[1], case.problem.n_outputs
+    S, U = random_starts(rank, n_outputs, n_starts, np.random.RandomState(seed))
+    S, U = S / np.linalg.norm(S, axis=0), U / np.linalg.norm(U, axis=1, keepdims=True)
+    return Candidates(S, U, np.zeros(S.shape[1]))
 
 
 def _double(network: Network) -> Network:

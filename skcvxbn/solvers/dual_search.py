@@ -42,8 +42,8 @@ _LOOSE = 3e-2
 _MARGIN = 0.5
 # The second kind of batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
-# Random starts of a broad search, at most.
-_MOST_STARTS = 8192
+# Random starts of a broad search, at most, and multiplications of one that confirms a bound.
+_MOST_STARTS, _BREADTH = 8192, 1e10
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048
 
@@ -86,7 +86,7 @@ class DualSearch:
         self._problem, self._single, self._options = problem, single, options
         self.found = self._maxima = Candidates(idle.S, idle.U, np.zeros(0))
         self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
-        self._n_tried = 0
+        self._n_tried, self._broad = 0, False
 
     @property
     def lower_bound(self) -> float:
@@ -107,6 +107,7 @@ class DualSearch:
             A search for as many as there are climbs from all that were nearly violated, and takes about so
             many multiplications for random starts. By default it is a quick one, for the largest.
         """
+        self._broad = breadth is not None
         if breadth is None:
             stages = quick_stages(self._problem.A, self._problem.rows)
             self.found = self._searched(neurons.R, neurons, stages)
@@ -135,9 +136,16 @@ class DualSearch:
         other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
         # The first two are always taken.
         batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
+        if self._broad and batches[0] is THOROUGH:
+            # Where maxima are many, narrow ones next to neurons are for thousands of starts.
+            batches = [TOPS, THOROUGH, other]
+        R, neurons = self.point.R, self.point.neurons
         for number, stages in enumerate(batches, start=1):
-            times = min(tries, _LARGEST) if stages is other else 1
-            self.found = self._searched(self.point.R, self.point.neurons, stages, times=times)
+            if stages is TOPS:
+                self.found = self._searched_broadly(R, neurons, _BREADTH, next_to_neurons=True)
+            else:
+                times = min(tries, _LARGEST) if stages is other else 1
+                self.found = self._searched(R, neurons, stages, times=times)
             self.refute()
             if (number > 1 and self.found.largest <= largest * slack) or self.lower_bound < least:
                 break
@@ -178,14 +186,21 @@ class DualSearch:
         found = search(A, astype(R, numpy_dtype(A)), S, U, stages=stages, rows=rows)
         return verified(self._problem.A, R, found, rows)
 
-    def _searched_broadly(self, R: Array, neurons: Neurons, breadth: float) -> Candidates:
-        """Climb from all that is nearly violated and, in so many multiplications, from fresh starts."""
+    def _searched_broadly(
+        self, R: Array, neurons: Neurons, breadth: float, *, next_to_neurons: bool = False
+    ) -> Candidates:
+        """Climb from all that is nearly violated and, in so many multiplications, from fresh starts.
+
+        Of these some are near all that is known, or only near neurons.
+        """
         rows, A, beta = self._problem.rows, self._single.A, self._problem.beta
         narrow_R = astype(R, np.float32)
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
         known = known.astype(np.float32)
         if breadth:
-            S, U = self._fresh(known, *self._n_fresh(breadth))
+            others = self._maxima.take(np.zeros(0, dtype=int)) if next_to_neurons else self._maxima
+            centres = self._most_violated(R, neurons, others, _NEAR * beta, _MOST_KNOWN)
+            S, U = self._fresh(centres.astype(np.float32), *self._n_fresh(breadth))
             new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
             known = known.joined(new.take(new.values >= _NEAR * beta))
         stages = TOPS if breadth else NEARBY

@@ -10,6 +10,7 @@ from skcvxbn.solvers import dual_search
 from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
+from skcvxbn.solvers.landscape import unit
 from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import BROAD, QUICK, SHARP, THOROUGH, Candidates, starts_for
 from skcvxbn.whitening import whiten
@@ -73,6 +74,26 @@ def test_a_bound_that_has_become_useless_is_not_tested_further(duals):
     search, asked = duals(1e-4, [2.0, 2.0])
     search.confirm(least=1.1 * search.lower_bound)
     assert asked == [(THOROUGH, 1)]
+
+
+def test_a_bound_from_broad_searches_is_confirmed_by_one(rugged, monkeypatch):
+    problem, make = rugged
+    search, neurons = make(0)
+    search.search(neurons, breadth=1.0)
+    nothing, batches = search.found.take(np.zeros(0, dtype=int)), []
+
+    def searched(R, neurons, stages, *, times=1):
+        batches.append(stages)
+        return nothing
+
+    monkeypatch.setattr(search, "_searched", searched)
+    search.found = search._maxima = nothing
+    search.point = replace(search.point, largest=problem.beta)
+    search.confirm()
+    assert batches == [THOROUGH]
+    random = unit(np.random.default_rng(2).standard_normal((9, 2000)), axis=0)
+    values = np.linalg.norm(search.point.R.T @ problem.hidden(random), axis=0)
+    assert values.max() <= search.point.largest
 
 
 @pytest.fixture
