@@ -28,7 +28,7 @@ from skcvxbn import (
 from skcvxbn.arrays import row_blocks
 from skcvxbn.backend import NUMPY, resolve
 from skcvxbn.estimators import _base
-from skcvxbn.solvers import neuron_generation
+from skcvxbn.solvers import reach
 from skcvxbn.whitening import whiten
 
 REGRESSION_LOSSES = ("squared_error", "absolute_error", "huber", "pinball")
@@ -176,7 +176,7 @@ def test_classifiers_agree_with_numpy(loss, n_classes, device):
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
 def test_descent_alone_agrees_within_the_gaps(n_outputs, device, monkeypatch):
-    monkeypatch.setattr(neuron_generation, "_AFFORDABLE", 0)
+    monkeypatch.setattr(reach, "_AFFORDABLE", 0)
     X, y = data(150, 5)
     Y = y if n_outputs == 1 else np.stack([y, np.maximum(X[:, 1], 0)], axis=1)
     one, other = (
@@ -218,7 +218,7 @@ def test_whitening_agrees_with_numpy(kind, as_on_a_gpu, device, monkeypatch):
 
 def test_rows_are_taken_all_at_once_on_a_gpu(torch, monkeypatch):
     X, y = data(3000, 4)
-    monkeypatch.setattr(neuron_generation, "_AFFORDABLE", 0)
+    monkeypatch.setattr(reach, "_AFFORDABLE", 0)
     parameters = {"backend": "torch", "device": "cpu", "beta_ratio": 0.1, "tol": 1e-2, "random_state": 0}
     assert len(row_blocks(torch.zeros(3000, 1))) == 6
     one = ConvexBNRegressor(**parameters).fit(X, y)

@@ -25,19 +25,14 @@ from numpy.typing import NDArray
 
 from skcvxbn.arrays import Array, like, to_numpy, zeros
 from skcvxbn.solvers.base import Options, Problem, Solution, balanced, without_negligible
-from skcvxbn.solvers.descent import Interrupted, step_work
+from skcvxbn.solvers.descent import Interrupted
 from skcvxbn.solvers.descent_round import Descent
 from skcvxbn.solvers.dual_search import DualSearch
-from skcvxbn.solvers.interior_point import solve_over_arrangements, work_per_step
+from skcvxbn.solvers.interior_point import solve_over_arrangements
 from skcvxbn.solvers.neurons import Neurons
+from skcvxbn.solvers.reach import GIVE_UP, GIVE_WAY, Reach
 from skcvxbn.solvers.search import Candidates
-from skcvxbn.solvers.stochastic import has_batches
 
-# Multiplications of an interior point step: cheap enough to begin with, and dear enough never to be taken.
-_CHEAP, _AFFORDABLE = 2e9, 1.2e10
-# With more neurons than this descent goes first, cheap or not: few would be left by the first turn. Where
-# rows are many it has come from batches, and is that much the better.
-_FEW, _FEW_MANY_ROWS = 64, 32
 _NEWCOMERS = 96
 # In the program a newcomer closer than this to another one is worth less than it costs.
 _APART = 0.999
@@ -54,21 +49,10 @@ _ROUNDING = 0.1
 _NARROWING = 0.9
 # Rounds that lower the objective by a smaller share of the tolerance, turns of the gap, are standing still.
 _STANDSTILL = 0.03
-# A round of descent that lowers it by less gives way where what follows converges quickly, or where the gap
-# is as small as descent can make it.
-_GIVE_WAY, _REACH = 1e-3, 1e-4
-# Numbers of the table of rows up to which a search is cheap next to a round for several outputs.
-_SMALL = 3e4
 # Rounds between two broad searches, at most, and the share of a broad search's gap that is worth the next.
 _NEARBY_ROUNDS, _MET = 3, 0.1
 # Accuracy of output weights, and of the cosine from which on neurons are one, as a share of the gap.
 _WEIGHT_ACCURACY = 0.03
-# Where the program is out of reach, rounds that lower it by less, for each multiplication of a step of theirs
-# and at most, make the end.
-_GIVE_UP_PER_WORK, _GIVE_UP = 2e-12, 2e-3
-# With several outputs, or a loose tolerance, and dear steps a gap above the first is out of reach once a
-# round gains less than the second, and than so many times the tolerance, or than a share of it.
-_FAR, _FAR_GIVE_UP, _FAR_TIMES, _FAR_SHARE, _FAR_WORK = 1e-2, 2e-3, 2, 0.6, 5e8
 # What merging neurons at the end may cost, as a share of the tolerance.
 _MERGING = 1e-2
 
@@ -134,12 +118,10 @@ class _Generation:
         self.message = ""
         self.rounding = _ROUNDING
         self.newcomers = self.duals.found
+        self.reach = Reach(problem, options)
         # With several outputs a round may well fail to improve, since directions turn by descent only; with
         # kinks of the loss too, since they become sharper.
-        self.several = n_outputs > 1
-        self.many_rows = has_batches(problem)
-        self.smooth = problem.loss.box is None
-        self.patience = 5 if not self.several and self.smooth else 6
+        self.patience = 5 if not self.reach.several and self.reach.smooth else 6
         # Rounds since the last broad search, and its gap.
         self.n_nearby, self.broad_gap = 0, np.inf
 
@@ -149,7 +131,7 @@ class _Generation:
             self.neurons = self.descent.first(self.neurons, self.rounding)
         else:
             self.neurons = Neurons.of_network(self.problem, *start, _NEGLIGIBLE)
-        if self._is_cheap():
+        if self.reach.is_cheap(self._n_significant):
             self.way = _Way.TURNS
             self.neurons = self.neurons.take(self._significant())
 
@@ -192,7 +174,7 @@ class _Generation:
         violating = np.flatnonzero(self.duals.found.values > problem.beta * (1 + 1e-3 * options.tol))
         # Descent improves the neurons it has at the same time, and pays for every newcomer in each step.
         n_neurons = len(self.neurons)
-        n_new = max(_NEWCOMERS, 2 * n_neurons) if self._affordable() else max(16, n_neurons // 10)
+        n_new = max(_NEWCOMERS, 2 * n_neurons) if self._affordable else max(16, n_neurons // 10)
         newcomers = self.duals.found.take(violating)
         if self.way is _Way.PROGRAM:
             newcomers = newcomers.apart(_APART)
@@ -200,16 +182,14 @@ class _Generation:
         if self.way is not _Way.WEIGHTS:
             self.neurons = self.neurons.joined(problem, self.newcomers)
 
-    def _is_cheap(self) -> bool:
-        few = 0 < int(self._significant().sum()) <= (_FEW_MANY_ROWS if self.many_rows else _FEW)
-        return few and not self.several and self._work() <= _CHEAP
+    @property
+    def _n_significant(self) -> int:
+        """Number of neurons that would reach the program."""
+        return int(self._significant().sum())
 
+    @property
     def _affordable(self) -> bool:
-        return self._work() <= _AFFORDABLE
-
-    def _work(self) -> float:
-        """Return the work of an interior point step for the neurons that would reach the program."""
-        return work_per_step(self.problem, int(self._significant().sum()))
+        return self.reach.affordable(self._n_significant)
 
     def _significant(self) -> NDArray:
         neurons = self.neurons
@@ -223,12 +203,12 @@ class _Generation:
             smoothed = self.problem.smoothed(self.rounding)
             self.neurons = self.neurons.reweighted(smoothed, self.newcomers, share)
             return
-        if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable()):
+        if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable):
             self._descend(self.newcomers)
         if most is not None and len(self.neurons) > most:
             self.neurons = self.neurons.largest(most)
             self._descend()
-        if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable():
+        if self.way is not _Way.DESCENT and len(self.neurons) and self._affordable:
             self._solve_program()
 
     def _descend(self, newcomers: Candidates | None = None) -> None:
@@ -269,7 +249,7 @@ class _Generation:
             # What is known of the constraints is soon met, and no more is to be had from it.
             if 1 - bound / objective > max(_MET * self.broad_gap, self.options.tol):
                 return bound
-        breadth = min(_SEARCH_SHARE * self._work(), _DEAREST_SEARCH)
+        breadth = min(_SEARCH_SHARE * self.reach.work(self._n_significant), _DEAREST_SEARCH)
         bound = self.duals.search(self.neurons, breadth=breadth)
         self.n_nearby, self.broad_gap = 0, 1 - bound / objective
         return bound
@@ -311,75 +291,58 @@ class _Generation:
 
     def _leave_descent(self, progress: float, narrower: bool) -> None:
         """Give way to the program once descent no longer pays, or to nothing where that is out of reach."""
-        if self._is_cheap() and not self.many_rows:
+        reach, n_significant, gap = self.reach, self._n_significant, self.gap
+        if reach.is_cheap(n_significant) and not reach.many_rows:
             self.way = _Way.TURNS
             return
-        neurons, tol = self._within_reach(), self.options.tol
-        price = min(_GIVE_UP_PER_WORK * step_work(self.problem, len(self.neurons)), _GIVE_UP)
+        neurons, converges = self._within_reach(), reach.converges(n_significant, gap)
+        price = reach.least_gain(len(self.neurons))
         if neurons is None:
             least = price
-        elif self._converges():
-            least, narrower = _GIVE_WAY, False
+        elif converges:
+            least, narrower = GIVE_WAY, False
         else:
-            least = _STANDSTILL * tol
+            least = _STANDSTILL * self.options.tol
+        # Rounds without progress after which others take over: more where their own are dear.
+        patience = 0 if converges else 5 if reach.several else 1
         if self.n_iter == 1 or progress >= least or narrower:
             self.standing_still = 0
-        elif neurons is not None and self.standing_still >= self._patience_of_descent():
+        elif neurons is not None and self.standing_still >= patience:
             self.neurons = neurons
             self._give_way()
         else:
             # Of dear rounds one without newcomers of use is enough.
-            self.standing_still += self.patience if price == _GIVE_UP else 1
-        loose = self.way is _Way.DESCENT and (self.several or tol >= _FAR)
-        far = loose and self._work() > _FAR_WORK and self.gap > _FAR
-        if far and self.n_iter > 1 and progress < max(min(_FAR_GIVE_UP, _FAR_TIMES * tol), _FAR_SHARE * tol):
+            self.standing_still += self.patience if price == GIVE_UP else 1
+        if self.way is _Way.DESCENT and self.n_iter > 1 and reach.is_far(n_significant, gap, progress):
             self.standing_still = self.patience
-
-    def _patience_of_descent(self) -> int:
-        """Rounds without progress after which others take over: more where their own are dear."""
-        return 0 if self._converges() else 5 if self.several else 1
-
-    def _converges(self) -> bool:
-        """Whether rounds of what follows are cheap, and few of them make the end."""
-        n_samples, rank = self.problem.shape
-        cheap = not self.several or (self._weighs() and n_samples * rank <= _SMALL)
-        return (cheap and not self.many_rows) or (self._weighs() and self.gap <= _REACH)
 
     def _within_reach(self) -> Neurons | None:
         """Return the neurons, or those nearly of one kind taken together, if a program is worth its time."""
-        if not self.many_rows:
-            return self.neurons if self._affordable() else None
-        # A round takes as long as dozens of descent, or hundreds where the loss has kinks: it is for what
-        # these cannot reach.
-        tight = self.options.tol < _FAR and not self.several
-        most = _AFFORDABLE if tight else _CHEAP if self.smooth else _FAR_WORK
-        if self._work() <= most:
+        if self.reach.worthwhile(self._n_significant):
             return self.neurons
+        if not self.reach.many_rows:
+            return None
         gathered = self.neurons.take(np.flatnonzero(self._significant())).gathered(_NEARLY_ONE)
-        return gathered if work_per_step(self.problem, len(gathered)) <= most else None
+        return gathered if self.reach.worthwhile(len(gathered)) else None
 
     def _give_way(self) -> None:
         # Turns would cost the diversity of hundreds of neurons; several outputs need them.
         self.standing_still = 0
-        if self.several and not self._weighs():
+        if self.reach.several and not self.reach.weighs(self._n_significant):
             self.way = _Way.TURNS
         else:
             self._begin_program()
 
     def _begin_program(self) -> None:
         """Give the rounds to what leaves no arrangement that it is not shown."""
-        self.way = _Way.WEIGHTS if self._weighs() else _Way.PROGRAM
+        self.way = _Way.WEIGHTS if self.reach.weighs(self._n_significant) else _Way.PROGRAM
         self.n_nearby = _NEARBY_ROUNDS
         self._search()
-
-    def _weighs(self) -> bool:
-        """Whether rounds are to solve for output weights alone, which kinks of the loss would make jump."""
-        return self.smooth and self.options.max_neurons is None and not self._is_cheap()
 
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
-        if self.message != _CONVERGED and math.isfinite(self.gap) and self._affordable():
+        if self.message != _CONVERGED and math.isfinite(self.gap) and self._affordable:
             # Who cannot wait for the bound to be tested interrupts once more.
             with suppress(KeyboardInterrupt):
                 self.duals.confirm()

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 from skcvxbn.losses import LinearQuadratic
-from skcvxbn.solvers import dual_search, neuron_generation, neurons, solve
+from skcvxbn.solvers import dual_search, neuron_generation, neurons, reach, solve
 from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.descent import _SmoothNetwork
 from skcvxbn.solvers.neuron_generation import generate_neurons
@@ -283,7 +283,7 @@ def test_float32_data_reach_the_same_optimum(n_outputs, options):
 def test_descent_alone_where_exact_steps_are_too_dear(options, monkeypatch):
     problem = instance(n_outputs=2)
     exact = generate_neurons(problem, options(1e-4))
-    monkeypatch.setattr(neuron_generation, "_AFFORDABLE", 0)
+    monkeypatch.setattr(reach, "_AFFORDABLE", 0)
     solution = generate_neurons(problem, options(1e-4))
     assert solution.objective <= 1.02 * exact.objective
     assert solution.lower_bound <= exact.objective
