@@ -42,8 +42,10 @@ _LOOSE = 3e-2
 _MARGIN = 0.5
 # The second kind of batch is larger by one for so many bounds that were tried, up to so many times.
 _TRIED, _LARGEST = 8, 4
-# Random starts of a broad search, at most, and multiplications of one that confirms a bound.
-_MOST_STARTS, _BREADTH = 8192, 1e10
+# Random starts of a broad search, at most.
+_MOST_STARTS = 8192
+# Neurons from which on a broad search confirms a bound, and its multiplications.
+_MANY, _BREADTH = 64, 1e10
 # Known points worth more than this share of the weight decay are climbed from again, at most so many.
 _NEAR, _MOST_KNOWN = 0.97, 2048
 
@@ -136,10 +138,10 @@ class DualSearch:
         other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
         # The first two are always taken.
         batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
-        if self._broad and batches[0] is THOROUGH:
-            # Where maxima are many, narrow ones next to neurons are for thousands of starts.
-            batches = [TOPS, THOROUGH, other]
         R, neurons = self.point.R, self.point.neurons
+        if self._broad and len(neurons) > _MANY and batches[0] is THOROUGH:
+            # Where neurons are many, so are narrow maxima next to them: these take thousands of starts.
+            batches = [TOPS, THOROUGH, other]
         for number, stages in enumerate(batches, start=1):
             if stages is TOPS:
                 self.found = self._searched_broadly(R, neurons, _BREADTH, next_to_neurons=True)

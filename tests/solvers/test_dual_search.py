@@ -76,9 +76,11 @@ def test_a_bound_that_has_become_useless_is_not_tested_further(duals):
     assert asked == [(THOROUGH, 1)]
 
 
-def test_a_bound_from_broad_searches_is_confirmed_by_one(rugged, monkeypatch):
+@pytest.mark.parametrize("many", [False, True])
+def test_a_bound_from_broad_searches_is_confirmed_by_one_where_neurons_are_many(rugged, monkeypatch, many):
     problem, make = rugged
     search, neurons = make(0)
+    monkeypatch.setattr(dual_search, "_MANY", -1 if many else 0)
     search.search(neurons, breadth=1.0)
     nothing, batches = search.found.take(np.zeros(0, dtype=int)), []
 
@@ -90,6 +92,9 @@ def test_a_bound_from_broad_searches_is_confirmed_by_one(rugged, monkeypatch):
     search.found = search._maxima = nothing
     search.point = replace(search.point, largest=problem.beta)
     search.confirm()
+    if not many:
+        assert batches == [THOROUGH, SHARP]
+        return
     assert batches == [THOROUGH]
     random = unit(np.random.default_rng(2).standard_normal((9, 2000)), axis=0)
     values = np.linalg.norm(search.point.R.T @ problem.hidden(random), axis=0)
