@@ -124,7 +124,7 @@ class DualSearch:
             self.point = DualPoint(neurons.R, neurons, largest)
         return bound
 
-    def confirm(self, least: float = -math.inf) -> None:
+    def confirm(self, least: float = -math.inf, *, brief: bool = False) -> None:
         """Search the best dual point from fresh starts until a batch of them finds nothing larger.
 
         Of many bounds one will pass by luck: the more were tried, the larger is the batch.
@@ -133,11 +133,15 @@ class DualSearch:
         ----------
         least : float
             A lower bound that is smaller is of no use, and not tested further.
+        brief : bool
+            Whether batches are to be as short as the searches of the rounds.
         """
         largest, slack = 0.0, 1 + 1e-3 * self._options.tol
         other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
         # The first two are always taken.
         batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
+        if brief:
+            batches = 2 * [quick_stages(self._problem.A, self._problem.rows)]
         R, neurons = self.point.R, self.point.neurons
         if self._broad and len(neurons) > _MANY and batches[0] is THOROUGH:
             # Where neurons are many, so are narrow maxima next to them: these take thousands of starts.

@@ -342,10 +342,10 @@ class _Generation:
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
-        if self.message != _CONVERGED and math.isfinite(self.gap) and self._affordable:
+        if self.message != _CONVERGED and math.isfinite(self.gap):
             # Who cannot wait for the bound to be tested interrupts once more.
             with suppress(KeyboardInterrupt):
-                self.duals.confirm()
+                self.duals.confirm(brief=not self._affordable)
         self._state_gap()
         lower_bound = self.duals.lower_bound
         # Descent leaves many neurons of a kind, whose output directions agree up to its accuracy.

@@ -67,6 +67,12 @@ def test_a_loose_tolerance_has_a_margin_instead(duals):
     assert asked == [(QUICK, 1)] * 4
 
 
+def test_a_brief_confirmation_searches_as_rounds_do(duals):
+    search, asked = duals(1e-4, [1.0, 1.0])
+    search.confirm(brief=True)
+    assert asked == [(QUICK, 1)] * 2
+
+
 def test_a_bound_that_has_become_useless_is_not_tested_further(duals):
     search, asked = duals(1e-4, [2.0, 2.0])
     search.confirm(least=0.9 * search.lower_bound)

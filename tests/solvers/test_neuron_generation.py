@@ -289,6 +289,19 @@ def test_descent_alone_where_exact_steps_are_too_dear(options, monkeypatch):
     assert solution.lower_bound <= exact.objective
 
 
+@pytest.mark.parametrize("affordable", [True, False])
+def test_the_bound_of_a_fit_that_is_stopped_is_tested(options, monkeypatch, affordable):
+    confirmed = []
+    monkeypatch.setattr(
+        dual_search.DualSearch, "confirm", lambda self, least=-np.inf, *, brief=False: confirmed.append(brief)
+    )
+    if not affordable:
+        monkeypatch.setattr(reach, "_AFFORDABLE", 0)
+    solution = generate_neurons(instance(n_outputs=2), replace(options(1e-12), max_iter=2))
+    assert not solution.converged
+    assert confirmed == [not affordable]
+
+
 @pytest.mark.parametrize(("n", "d", "n_outputs"), [(150, 6, 1), (100, 4, 3)])
 def test_output_weights_make_the_end_where_neurons_are_many(n, d, n_outputs, options, monkeypatch):
     def forbidden(*_, **__):
