@@ -53,6 +53,8 @@ _STANDSTILL = 0.03
 _NEARBY_ROUNDS, _MET = 3, 0.1
 # Accuracy of output weights, and of the cosine from which on neurons are one, as a share of the gap.
 _WEIGHT_ACCURACY = 0.03
+# Where searches are dear, a larger gap than this is not worth one that only tests it.
+_WORTH_A_TEST = 0.1
 # What merging neurons at the end may cost, as a share of the tolerance.
 _MERGING = 1e-2
 
@@ -342,7 +344,8 @@ class _Generation:
     def solution(self) -> Solution:
         """Return the best network and the best bound."""
         problem, best = self.problem, self.best
-        if self.message != _CONVERGED and math.isfinite(self.gap):
+        worth_it = math.isfinite(self.gap) if self._affordable else self.gap <= _WORTH_A_TEST
+        if self.message != _CONVERGED and worth_it:
             # Who cannot wait for the bound to be tested interrupts once more.
             with suppress(KeyboardInterrupt):
                 self.duals.confirm(brief=not self._affordable)
