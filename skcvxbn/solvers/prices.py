@@ -35,8 +35,11 @@ _FIRST = _Effort(n_singular=1, n_random=2, n_near=0, n_steps=3)
 _QUICK = _Effort(n_singular=0, n_random=0, n_near=0, n_steps=5)
 _NEARBY = _Effort(n_singular=0, n_random=0, n_near=1, n_steps=20)
 _LONG = _Effort(n_singular=0, n_random=1, n_near=1, n_steps=20)
-# Searches that make a confirmation, which ends where the largest value rises by more than this share.
-_CONFIRMATIONS, _HIGHER = (_LONG, _NEARBY), 1e-6
+# Random directions of an arrangement, at most, and in all: fewer where the projections that lead on from them
+# are dear, whose price grows with the third power of the rank from about this one on.
+_MOST_RANDOM, _RANDOM_IN_ALL, _DEAR_RANK = 8, 2000, 12
+# A confirmation ends where the largest value rises by more than this share.
+_HIGHER = 1e-6
 # Climbs below this share of beta are given up.
 _HOPEFUL = 0.5
 # Of two climbs of one arrangement with a larger cosine of output directions one is left. Maxima have 0.99.
@@ -123,16 +126,20 @@ class _DirectionPrices:
     def __init__(self, problem: Problem, patterns: NDArray) -> None:
         self._problem, self._patterns = problem, patterns
         self._random = np.random.RandomState(0)
+        n_climbs = _RANDOM_IN_ALL / (1 + (problem.A.shape[1] / _DEAR_RANK) ** 3)
+        n_random = int(min(max(n_climbs / patterns.shape[1], 1), _MOST_RANDOM))
+        self._first = replace(_FIRST, n_random=max(n_random, _FIRST.n_random))
+        self._confirmations = (replace(_LONG, n_random=n_random), _NEARBY)
         self._known = self._climbs(OwnedNeurons.none(problem))
 
     def at(self, R: NDArray, network: OwnedNeurons) -> OwnedNeurons:
         """Local maxima of the dual values, from those known so far and from the neurons in use."""
-        return self._search(R, network, _QUICK if len(self._known.neurons) else _FIRST)
+        return self._search(R, network, _QUICK if len(self._known.neurons) else self._first)
 
     def confirmed(self, R: NDArray, network: OwnedNeurons) -> OwnedNeurons:
         """The same from random directions too, until some find a larger value, before a bound is believed."""
         highest = float(self._known.neurons.sizes.max(initial=self._problem.beta))
-        for effort in _CONFIRMATIONS:
+        for effort in self._confirmations:
             priced = self._search(R, network, effort)
             value = float(priced.sizes.max(initial=self._problem.beta))
             if value > highest * (1 + _HIGHER):

@@ -53,6 +53,19 @@ def test_several_outputs_lie_between_the_reference_and_its_bound(options):
     assert solution.certificate == "estimated"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_gap_of_several_outputs_holds_against_eight_times_as_many_starts(seed, monkeypatch):
+    rng = np.random.RandomState(seed)
+    X, Y = rng.standard_normal((40, 3)), rng.standard_normal((40, 3))
+    usual = {"arrangements": "sampled", "n_arrangements": 20, "max_iter": 60, "random_state": 0}
+    fit = ConvexBNRegressor(**usual).fit(X, Y)
+    monkeypatch.setattr("skcvxbn.solvers.prices._MOST_RANDOM", 64)
+    monkeypatch.setattr("skcvxbn.solvers.prices._RANDOM_IN_ALL", 20_000)
+    other = ConvexBNRegressor(**usual).fit(X, Y)
+    assert fit.lower_bound_ <= other.objective_ * (1 + 1e-6)
+    assert other.lower_bound_ <= fit.objective_ * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("n_outputs", [2, 3])
 @pytest.mark.parametrize("fit_intercept", [False, True])
 def test_weights_of_several_outputs_are_chosen_without_the_interior_point_method(

@@ -109,3 +109,28 @@ def test_maxima_of_like_output_directions_are_told_apart():
     assert 0.98 < priced.U[0] @ priced.U[1] < 0.99
     directions = priced.S / priced.sizes
     np.testing.assert_allclose(np.sort(directions[1]), [-np.sin(angle), np.sin(angle)], atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_largest_value_of_every_arrangement_is_found(seed):
+    """Against thirty random output directions of each, led to where alternation ends."""
+    rng = np.random.default_rng([3, seed])
+    A = whiten(rng.standard_normal((30, 3))).A
+    problem = Problem(A, LinearQuadratic(rng.standard_normal((30, 3)), 1.0), 0.1, False)
+    R, patterns = problem.zero.R, A @ rng.standard_normal((4, 20)) > 0
+    none, prices = OwnedNeurons.none(problem), prices_of(problem, patterns)
+    prices.at(R, none)
+    confirmed = prices.confirmed(R, none)
+    for number, on in enumerate(patterns.T):
+        cone, M = np.where(on, 1.0, -1.0)[:, None] * A, A.T @ (on[:, None] * R)
+        largest = problem.beta
+        for u in rng.standard_normal((30, 3)):
+            for _ in range(20):
+                target = M @ (u / np.linalg.norm(u))
+                s = target + cone.T @ lsq_linear(-cone.T, target, (0, np.inf), method="bvls").x
+                if np.linalg.norm(s) < 1e-9:
+                    break
+                u = M.T @ s / np.linalg.norm(s)
+                largest = max(largest, float(np.linalg.norm(u)))
+        found = confirmed.sizes[confirmed.owner == number].max(initial=problem.beta)
+        assert found >= largest * (1 - 1e-6)
