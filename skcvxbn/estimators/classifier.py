@@ -102,7 +102,8 @@ class ConvexBNClassifier(ClassifierMixin, ConvexBNEstimator):
         Largest number of rounds, each of which solves for the current neurons and searches for new ones.
     max_time : float, default=None
         Seconds after which training stops with the best network so far and a ConvergenceWarning. None sets
-        no limit. An interrupt from the keyboard ends training in the same way.
+        no limit. An interrupt from the keyboard ends training in the same way. In both cases the bound is
+        tested before `fit` returns, unless a further interrupt cuts that short.
     search_starts : int, default=512
         Random starting points of the last search for neurons that would lower the objective, on which
         `lower_bound_` rests when `certificate_` is "estimated". More starts cost time and make the bound
