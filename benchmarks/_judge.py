@@ -9,6 +9,7 @@ from _first_order import Network, Run
 from _problems import Case
 from numpy.typing import NDArray
 
+from skcvxbn.solvers.landscape import unit
 from skcvxbn.solvers.search import BROAD, QUICK, TOPS, Candidates, random_starts, search, verified
 
 # A method has reached an objective when it is this close, relatively.
@@ -113,19 +114,16 @@ class _BroadSearch:
 
 def _largest(S: NDArray, V: NDArray, n_neurons: int) -> Candidates:
     """Directions of the largest neurons of a network."""
-    lengths, weights = np.linalg.norm(S, axis=0), np.linalg.norm(V, axis=1)
-    order = np.argsort(-lengths * weights)[:n_neurons]
-    order = order[lengths[order] * weights[order] > 0]
-    return Candidates(
-        S[:, order] / lengths[order], V[order] / weights[order, None], (lengths * weights)[order]
-    )
+    size = np.linalg.norm(S, axis=0) * np.linalg.norm(V, axis=1)
+    order = np.argsort(-size)[:n_neurons]
+    order = order[size[order] > 0]
+    return Candidates(unit(S[:, order], axis=0), unit(V[order], axis=1), size[order])
 
 
 def _random_starts(case: Case, n_starts: int, seed: int) -> Candidates:
     rank, n_outputs = case.problem.A.shape[1], case.problem.n_outputs
     S, U = random_starts(rank, n_outputs, n_starts, np.random.RandomState(seed))
-    S, U = S / np.linalg.norm(S, axis=0), U / np.linalg.norm(U, axis=1, keepdims=True)
-    return Candidates(S, U, np.zeros(S.shape[1]))
+    return Candidates(unit(S, axis=0), unit(U, axis=1), np.zeros(S.shape[1]))
 
 
 def _double(network: Network) -> Network:

@@ -204,8 +204,10 @@ class DualSearch:
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
         known = known.astype(np.float32)
         if breadth:
-            others = self._maxima.take(np.zeros(0, dtype=int)) if next_to_neurons else self._maxima
-            centres = self._most_violated(R, neurons, others, _NEAR * beta, _MOST_KNOWN)
+            centres = known
+            if next_to_neurons:
+                nothing = self._maxima.take(np.zeros(0, dtype=int))
+                centres = self._most_violated(R, neurons, nothing, _NEAR * beta, _MOST_KNOWN)
             S, U = self._fresh(centres.astype(np.float32), *self._n_fresh(breadth))
             new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
             known = known.joined(new.take(new.values >= _NEAR * beta))

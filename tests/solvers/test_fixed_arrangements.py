@@ -94,7 +94,7 @@ def test_several_outputs_close_the_gap(ratio, options):
     assert_feasible(problem, patterns, solution.S)
     # A search of its own, from other starts, refutes little of the bound.
     largest = prices_of(problem, patterns).confirmed(solution.R, OwnedNeurons.none(problem)).sizes.max()
-    assert problem.dual_bound(solution.R, largest) >= solution.lower_bound * (1 - 1e-4)
+    assert problem.dual_bound(solution.R, largest) >= solution.lower_bound * (1 - 1e-5)
 
 
 def test_no_searched_bound_is_believed_unconfirmed(options, monkeypatch):
