@@ -46,6 +46,8 @@ _HOPEFUL = 0.5
 _ALIKE = 0.999
 # Known climbs above this share of beta have others start near them, whose output directions are this far off.
 _NEAR, _ANGLE = 0.95, 0.3
+# Projections of a smaller share of the length of their target are zero.
+_ROUNDING = 1e-10
 # A climb that grows by a smaller share than this has ended.
 _STILL = 1e-7
 # The first step of new climbs is rough, for far from the cone exact projections are dear and say little.
@@ -233,7 +235,9 @@ class _Climbs:
         targets = np.einsum("jqc,jc->qj", M[owner], U)
         S = self.projector.project(targets, np.arange(len(owner)), level, max_passes)
         sizes = np.linalg.norm(S, axis=0)
-        S = np.where(sizes > level, S / np.maximum(sizes, np.finfo(float).tiny), 0.0)
+        # Rounding leaves some length, in any direction, of a target whose projection is zero.
+        rounding = _ROUNDING * np.linalg.norm(targets, axis=0)
+        S = np.where(sizes > np.maximum(level, rounding), S / np.maximum(sizes, np.finfo(float).tiny), 0.0)
         image = np.einsum("jqc,qj->jc", M[owner], S)
         return OwnedNeurons(S * np.linalg.norm(image, axis=1), _unit(image), owner)
 
