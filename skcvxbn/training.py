@@ -18,7 +18,7 @@ from skcvxbn.losses import LossFunction
 from skcvxbn.network import BatchNormNetwork
 from skcvxbn.recovery import network_to_whitened, recover_network
 from skcvxbn.solvers import Problem, Solution
-from skcvxbn.solvers.search import NARROW, QUICK, affordable_starts, random_starts, search
+from skcvxbn.solvers.search import QUICK, THOROUGH, affordable_starts, random_starts, search
 from skcvxbn.targets import Targets
 from skcvxbn.whitening import Whitening, whiten
 
@@ -177,8 +177,8 @@ def largest_beta(A: NDArray, target: NDArray, n_starts: int = _STARTS, backend: 
         return 0.0
     A, R = backend.array(A), backend.array((target / size).astype(A.dtype))
     # The maxima at a target are few and wide: on large data a short search from few points finds them.
-    thorough = n_starts >= _STARTS and affordable_starts(A, NARROW, rows=rows) >= n_starts
-    stages = NARROW if thorough else QUICK
+    thorough = n_starts >= _STARTS and affordable_starts(A, THOROUGH, rows=rows) >= n_starts
+    stages = THOROUGH if thorough else QUICK
     n_starts = min(n_starts, affordable_starts(A, stages, rows=rows))
     random = random_starts(A.shape[1], R.shape[1], n_starts, np.random.RandomState(0))
     S, U = (like(M.astype(numpy_dtype(A)), A) for M in random)

@@ -55,14 +55,20 @@ class Rounded(NamedTuple):
     n_best: int | None = None
     share: float = 0.0
 
-    def work(self, n_starts: float) -> float:
+    def work(self, n_starts: float, shape: tuple[int, int]) -> float:
         """Evaluations of so many starts."""
+        del shape
         n_climbing = n_starts if self.n_best is None else min(n_starts, self.n_best)
         return n_climbing * len(self.widths) * (self.n_steps + 1)
 
+    def limited(self, most: float, fewest: int, shape: tuple[int, int]) -> Rounded:
+        """Return the stage for all points: it is cheap."""
+        del most, fewest, shape
+        return self
+
     def climb(self, landscape: Landscape, S: Array, U: Array) -> Points:
         """Let points climb; one that this does not improve on stays as it is."""
-        return landscape.climbed(S, U, partial(self._ascend, landscape), by_sign=False)
+        return landscape.climbed(S, U, partial(self._ascend, landscape))
 
     def _ascend(
         self, landscape: Landscape, S: Array, U: Array, part: NDArray[np.intp]

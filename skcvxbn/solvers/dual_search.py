@@ -14,6 +14,7 @@ from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
+    NARROW,
     NEARBY,
     QUICK,
     THOROUGH,
@@ -21,7 +22,6 @@ from skcvxbn.solvers.search import (
     Candidates,
     Stages,
     affordable_starts,
-    other_stages,
     quick_stages,
     random_starts,
     search,
@@ -137,20 +137,20 @@ class DualSearch:
             Whether batches are to be as short as the searches of the rounds.
         """
         largest, slack = 0.0, 1 + 1e-3 * self._options.tol
-        other, tries = other_stages(self._problem.A, self._problem.rows), 1 + self._n_tried // _TRIED
+        tries = 1 + self._n_tried // _TRIED
         # The first two are always taken.
-        batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, other, other]
+        batches = [QUICK, QUICK] if self._options.tol >= _LOOSE else [THOROUGH, NARROW, NARROW]
         if brief:
             batches = 2 * [quick_stages(self._problem.A, self._problem.rows)]
         R, neurons = self.point.R, self.point.neurons
         if self._broad and len(neurons) > _MANY and batches[0] is THOROUGH:
             # Where neurons are many, so are narrow maxima next to them: these take thousands of starts.
-            batches = [TOPS, THOROUGH, other]
+            batches = [TOPS, THOROUGH, NARROW]
         for number, stages in enumerate(batches, start=1):
             if stages is TOPS:
                 self.found = self._searched_broadly(R, neurons, _BREADTH, next_to_neurons=True)
             else:
-                times = min(tries, _LARGEST) if stages is other else 1
+                times = min(tries, _LARGEST) if stages is NARROW else 1
                 self.found = self._searched(R, neurons, stages, times=times)
             self.refute()
             if (number > 1 and self.found.largest <= largest * slack) or self.lower_bound < least:

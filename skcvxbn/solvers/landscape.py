@@ -17,7 +17,6 @@ from skcvxbn.arrays import (
     on_processor,
     row_blocks,
     take,
-    to_numpy,
     zeros,
 )
 
@@ -97,7 +96,7 @@ class Landscape:
             return U, outputs[0, :] * U[:, 0]
         return unit(outputs.T, axis=1, zeros=U), lengths(outputs, axis=0)
 
-    def climbed(self, S: Array, U: Array, climb: Climb, *, by_sign: bool) -> Points:
+    def climbed(self, S: Array, U: Array, climb: Climb) -> Points:
         """Let points climb, few at a time; one that a climb does not improve on stays as it is.
 
         Parameters
@@ -106,8 +105,6 @@ class Landscape:
             Unit hidden and output directions.
         climb : callable
             Takes some of them, with their positions among all, to other ones.
-        by_sign : bool
-            Whether those that climb together are to be of one sign where there is one output.
 
         Returns
         -------
@@ -117,25 +114,21 @@ class Landscape:
             ``||R^T (A s)_+||``, or ``u R^T (A s)_+`` with one output.
         """
         ends = []
-        for part in self._parts(U, by_sign):
+        for part in self._parts(U):
             start = take(S, part, axis=1), *self.evaluate(take(S, part, axis=1), take(U, part, axis=0))
             new_S, new_U = climb(*start[:2], part)
-            ends.append(_better(start, (new_S, *self.evaluate(new_S, new_U))))
+            ends.append(better(start, (new_S, *self.evaluate(new_S, new_U))))
         if len(ends) == 1:
             return ends[0]
         climbed_S, climbed_U, values = (list(arrays) for arrays in zip(*ends, strict=True))
         return concat(climbed_S, axis=1), concat(climbed_U, axis=0), concat(values, axis=0)
 
-    def _parts(self, U: Array, by_sign: bool) -> Iterator[NDArray[np.intp]]:
-        groups = [np.arange(U.shape[0])]
-        if self._one_output and by_sign:
-            positive = to_numpy(U[:, 0]) > 0
-            groups = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+    def _parts(self, U: Array) -> Iterator[NDArray[np.intp]]:
         # Equally many in every process: they sum over their rows together.
         size = max(_TABLE // self.rows.count(self.A), _FEWEST_COLUMNS) if on_processor(U) else U.shape[0]
-        for group in groups:
-            for start in range(0, len(group), size):
-                yield group[start : start + size]
+        every = np.arange(U.shape[0])
+        for start in range(0, len(every), size):
+            yield every[start : start + size]
 
 
 def unit(M: Array, axis: int, zeros: Array | None = None) -> Array:
@@ -146,7 +139,8 @@ def unit(M: Array, axis: int, zeros: Array | None = None) -> Array:
     return scaled if zeros is None else xp.where(norm > 0, scaled, zeros)
 
 
-def _better(start: Points, end: Points) -> Points:
+def better(start: Points, end: Points) -> Points:
+    """Of two places of every point the one of the larger value."""
     (start_S, start_U, before), (S, U, after) = start, end
     xp, worse = namespace(S), after < before
     return (

@@ -1,8 +1,8 @@
 """The search for violated dual constraints: maximise ``||R^T (A s)_+||`` over unit ``s``.
 
-From random points, from those found before and from around them the way goes up in stages, on rounded kinks
-(`ascent`) and then on sharp ones (`convex_concave`). Between stages points around one maximum, and those that
-will not come to matter, are left out.
+From random points, from those found before and from around them the way goes up in stages: by gradients on
+rounded kinks (`ascent`), and to the top by Newton's method while these become sharp (`newton_path`). Between
+stages points around one maximum, and those that will not come to matter, are left out.
 """
 
 from __future__ import annotations
@@ -16,41 +16,37 @@ from numpy.typing import DTypeLike, NDArray
 
 from skcvxbn.arrays import Array, Rows, astype, concat, numpy_dtype, take, to_numpy
 from skcvxbn.solvers.ascent import Rounded
-from skcvxbn.solvers.convex_concave import Sharp
 from skcvxbn.solvers.landscape import Landscape, unit
+from skcvxbn.solvers.newton_path import Newton
 
-Stages = tuple[Rounded | Sharp, ...]
+Stages = tuple[Rounded | Newton, ...]
 
-QUICK: Stages = (Rounded((0.3, 0.05), 8, 96), Rounded((0.01,), 8, 48), Sharp(8, 30, n_best=24))
+# Kinks that are narrow from the start, and sharp in the end.
+_TO_THE_TOP = (0.01, 0.003, 0.001, 0.0003, 0.0001)
+QUICK: Stages = (Rounded((0.3, 0.05), 8, 96), Rounded((0.01,), 8, 48), Newton(_TO_THE_TOP, 3, n_best=24))
 # The same without its dearest part, for a slightly lower maximum.
 BRIEF: Stages = QUICK[:-1]
 THOROUGH: Stages = (
     Rounded((0.3, 0.05), 10, 192),
     Rounded((0.01,), 10, 96),
-    Sharp(20, 30, n_best=48, n_always=4),
+    Newton(_TO_THE_TOP, 4, n_best=48),
 )
-# Wide kinks lead most starts to the widest maxima; these find the others, the second where rows are few.
-NARROW: Stages = (Rounded((0.03, 0.01), 15, 192), Sharp(30, 30, n_best=64, n_always=4))
-SHARP: Stages = (Sharp(10, 30, 96), Sharp(60, 30))
+# Wide kinks lead most starts to the widest maxima; these find the others.
+NARROW: Stages = (Newton(_TO_THE_TOP, 6),)
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
 BROAD: Stages = (Rounded((0.3, 0.1), 8, share=0.9), Rounded((0.03,), 8, share=0.95))
-# What is known to be near a maximum, and the same to the very top, from where there are many more to see.
-NEARBY: Stages = (Rounded((0.01, 0.003), 8), Sharp(5, 100, n_best=600))
-TOPS: Stages = (Rounded((0.01, 0.003), 8), Sharp(10, 200, n_best=1000))
-# Where a direction has more rows than this, kinks rounded ever less come as near to a maximum as sharp ones,
-# in less time: down to a width at which they hold this share of as many rows as there are directions.
-_MANY_ROWS, _FINEST = 100, 0.3
-_FINE_WIDTHS, _FINE_STEPS = (0.003, 0.001, 0.0003, 0.0001), 12
-# Elsewhere the last stage takes no more than this share of what a search may cost.
+# What is known to be near a maximum, and more of it, from where there are many more to see.
+NEARBY: Stages = (Newton((0.03, *_TO_THE_TOP), 3, n_best=600),)
+TOPS: Stages = (Newton((0.03, *_TO_THE_TOP), 4, n_best=2000),)
+# The last stage takes no more than this share of what a search may cost.
 _LAST_SHARE, _FEWEST_LAST = 0.5, 8
 # Evaluations of the rows that a search may cost, in multiplications.
 _AFFORDABLE: dict[Stages, float] = {
     QUICK: 2e9,
     BRIEF: 2e9,
     THOROUGH: 4e9,
-    NARROW: 4e9,
-    SHARP: 8e9,
+    NARROW: 8e9,
     BROAD: 8e9,
     NEARBY: 1e11,
     TOPS: 2e11,
@@ -119,15 +115,6 @@ def quick_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
     return QUICK if _work(_FEWEST, QUICK, shape) <= _DEAREST * _AFFORDABLE[QUICK] else BRIEF
 
 
-def other_stages(A: Array, rows: Rows = _ALL_ROWS) -> Stages:
-    """Stages of a search that finds what a thorough one misses on data of this size."""
-    return NARROW if _has_many_rows(rows.count(A), A.shape[1]) else SHARP
-
-
-def _has_many_rows(n_rows: int, rank: int) -> bool:
-    return n_rows > _MANY_ROWS * rank
-
-
 def starts_for(work: float, A: Array, stages: Stages, rows: Rows = _ALL_ROWS) -> int:
     """How many starts a search of about so many multiplications has, at least 8."""
     shape = rows.count(A), A.shape[1]
@@ -139,24 +126,15 @@ def _work(n_starts: int, stages: Stages, shape: tuple[int, int]) -> float:
     """Multiplications of a search from so many starts."""
     evaluations, left = 0.0, float(n_starts)
     for stage in _fitted(stages, shape):
-        evaluations += stage.work(left)
+        evaluations += stage.work(left, shape)
         left = _LEFT * left if stage.n_kept is None else min(left, stage.n_kept)
     return 2.0 * shape[0] * shape[1] * evaluations
 
 
 def _fitted(stages: Stages, shape: tuple[int, int]) -> Stages:
-    """Return the stages for data of this shape: sharp kinks only where these are few, and only few points."""
-    n_rows, rank = shape
-    fitted: list[Rounded | Sharp] = []
-    if _has_many_rows(n_rows, rank):
-        widths = tuple(width for width in _FINE_WIDTHS if width >= _FINEST * rank / n_rows)
-        for stage in stages:
-            fitted += (stage,) if isinstance(stage, Rounded) else stage.rounded(widths, _FINE_STEPS)
-    else:
-        most = _LAST_SHARE * _AFFORDABLE.get(stages, math.inf) / (2.0 * n_rows * rank)
-        for stage in stages:
-            fitted.append(stage if isinstance(stage, Rounded) else stage.limited(most, _FEWEST_LAST))
-    return tuple(fitted)
+    """Return the stages for data of this shape: a path to the top only for few points, where it is dear."""
+    most = _LAST_SHARE * _AFFORDABLE.get(stages, math.inf) / (2.0 * shape[0] * shape[1])
+    return tuple(stage.limited(most, _FEWEST_LAST, shape) for stage in stages)
 
 
 def random_starts(
@@ -221,7 +199,7 @@ def search(
     return found
 
 
-def _climbed(landscape: Landscape, found: Candidates, stage: Rounded | Sharp) -> Candidates:
+def _climbed(landscape: Landscape, found: Candidates, stage: Rounded | Newton) -> Candidates:
     """Let the candidates climb, or the best of them, and order them anew."""
     order = np.arange(len(found.values))
     n_climbing = len(order) if stage.n_best is None else stage.n_best

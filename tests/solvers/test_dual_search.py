@@ -12,7 +12,7 @@ from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
 from skcvxbn.solvers.landscape import unit
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import BROAD, QUICK, SHARP, THOROUGH, Candidates, starts_for
+from skcvxbn.solvers.search import BROAD, NARROW, QUICK, THOROUGH, Candidates, starts_for
 from skcvxbn.whitening import whiten
 
 
@@ -43,13 +43,13 @@ def duals(options):
 def test_a_bound_is_confirmed_by_two_batches(duals):
     search, asked = duals(1e-4, [1.0, 1.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, 1)]
+    assert asked == [(THOROUGH, 1), (NARROW, 1)]
 
 
 def test_a_batch_that_finds_more_is_followed_by_another(duals):
     search, asked = duals(1e-4, [1.0, 2.0, 3.0])
     search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, 1), (SHARP, 1)]
+    assert asked == [(THOROUGH, 1), (NARROW, 1), (NARROW, 1)]
 
 
 @pytest.mark.parametrize(("n_tried", "times"), [(0, 1), (7, 1), (8, 2), (17, 3), (24, 4), (100, 4)])
@@ -57,7 +57,7 @@ def test_the_more_bounds_were_tried_the_larger_is_the_batch(duals, n_tried, time
     search, asked = duals(1e-4, [1.0, 1.0])
     search._n_tried = n_tried
     search.confirm()
-    assert asked == [(THOROUGH, 1), (SHARP, times)]
+    assert asked == [(THOROUGH, 1), (NARROW, times)]
 
 
 def test_a_loose_tolerance_has_a_margin_instead(duals):
@@ -76,7 +76,7 @@ def test_a_brief_confirmation_searches_as_rounds_do(duals):
 def test_a_bound_that_has_become_useless_is_not_tested_further(duals):
     search, asked = duals(1e-4, [2.0, 2.0])
     search.confirm(least=0.9 * search.lower_bound)
-    assert asked == [(THOROUGH, 1), (SHARP, 1)]
+    assert asked == [(THOROUGH, 1), (NARROW, 1)]
     search, asked = duals(1e-4, [2.0, 2.0])
     search.confirm(least=1.1 * search.lower_bound)
     assert asked == [(THOROUGH, 1)]
@@ -99,7 +99,7 @@ def test_a_bound_from_broad_searches_is_confirmed_by_one_where_neurons_are_many(
     search.point = replace(search.point, largest=problem.beta)
     search.confirm()
     if not many:
-        assert batches == [THOROUGH, SHARP]
+        assert batches == [THOROUGH, NARROW]
         return
     assert batches == [THOROUGH]
     random = unit(np.random.default_rng(2).standard_normal((9, 2000)), axis=0)
@@ -201,5 +201,6 @@ def test_narrow_maxima_next_to_a_neuron_are_searched_for(rugged, monkeypatch):
     near.search(neurons)
     monkeypatch.setattr(dual_search, "starts_near", lambda S, U, n, rng: (S[:, :0], U[:0]))
     apart.search(neurons)
-    assert near.found.largest >= apart.found.largest
+    # They come to the same maximum, to single precision.
+    assert near.found.largest >= apart.found.largest * (1 - 1e-6)
     assert len(near.found.values) > len(apart.found.values) == 1

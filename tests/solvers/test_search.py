@@ -10,18 +10,16 @@ from skcvxbn.arrays import Rows
 from skcvxbn.solvers import landscape as landscape_module
 from skcvxbn.solvers import search as search_module
 from skcvxbn.solvers.ascent import Rounded
-from skcvxbn.solvers.convex_concave import Sharp
 from skcvxbn.solvers.landscape import Landscape
+from skcvxbn.solvers.newton_path import Newton
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
     NARROW,
     NEARBY,
     QUICK,
-    SHARP,
     THOROUGH,
     affordable_starts,
-    other_stages,
     quick_stages,
     random_starts,
     search,
@@ -71,7 +69,7 @@ def test_the_maximum_is_at_least_that_of_a_grid(rank, n_outputs, seed):
     assert found.largest <= best + 0.01 * np.linalg.norm(R)
 
 
-@pytest.mark.parametrize("stages", [QUICK, THOROUGH, NARROW, SHARP])
+@pytest.mark.parametrize("stages", [QUICK, THOROUGH, NARROW])
 @pytest.mark.parametrize("n_outputs", [1, 3])
 def test_candidates_are_unit_distinct_sorted_and_worth_what_they_say(n_outputs, stages):
     A, R = instance(5, n_outputs, 0, n=30)
@@ -157,7 +155,7 @@ def test_float32_stays_float32_and_agrees():
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
-@pytest.mark.parametrize("stage", [Sharp(5, 10), Rounded((0.1, 0.03), 5)])
+@pytest.mark.parametrize("stage", [Newton((0.03, 0.01), 3), Rounded((0.1, 0.03), 5)])
 def test_points_worth_little_go_no_further(n_outputs, stage):
     A, R = instance(5, n_outputs, 0, n=30)
     every, some = (run(A, R, stages=(stage._replace(share=share),)) for share in (0.0, 0.8))
@@ -263,23 +261,9 @@ def test_only_the_best_points_climb_where_these_are_limited(n_outputs):
     starts = random_starts(5, n_outputs, 40, np.random.RandomState(0))
     first = Rounded((0.1,), 5)
     before = search(A, R, *starts, stages=(first,))
-    after = search(A, R, *starts, stages=(first, Sharp(5, 10, n_best=3)))
+    after = search(A, R, *starts, stages=(first, Newton((0.03, 0.01), 3, n_best=3)))
     assert np.isin(after.values, before.values).sum() >= len(before.values) - 6
     assert after.largest >= before.largest
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_many_rows_need_few_sharp_kinks(seed):
-    # Kinks that are rounded ever less come as near as matters, and a thorough search looks at the sharp ones.
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((3000, 3))
-    A, R = whiten(X).A, (np.sin(2 * X[:, 0]) + X[:, 2] ** 2 - 1 + 0.3 * rng.standard_normal(3000))[:, None]
-    landscape = Landscape(A, R, Rows())
-    rounded = run(A, R, stages=QUICK).take(np.arange(3))
-    assert_allclose(Sharp(60, 60).climb(landscape, rounded.S, rounded.U)[2].max(), rounded.largest, rtol=2e-5)
-    exact = run(A, R, stages=THOROUGH)
-    sharp = Sharp(60, 60).climb(landscape, exact.S[:, :1], exact.U[:1])[2][0]
-    assert exact.largest == pytest.approx(sharp, rel=1e-7)
 
 
 def test_starts_near_known_directions():
@@ -303,23 +287,17 @@ def test_a_quick_search_is_brief_where_its_fewest_starts_are_dear():
     assert 0.98 * full.largest <= brief.largest <= full.largest * (1 + 1e-6)
 
 
-def test_the_second_kind_of_search_is_sharp_where_rows_are_few():
-    assert other_stages(np.broadcast_to(1.0, (1000, 20))) is SHARP
-    assert other_stages(np.broadcast_to(1.0, (20_000, 20))) is NARROW
-
-
 def test_starts_are_as_many_as_the_budget_allows():
     assert affordable_starts(np.broadcast_to(1.0, (10**7, 100)), THOROUGH) == 8
     assert affordable_starts(np.ones((100, 5)), QUICK) > 1000
     assert affordable_starts(np.ones((100, 5)), THOROUGH) > 1000
-    # Of a stage without a limit about half are left, and a sharp step counts twice.
+    # Of a stage without a limit about half are left.
     a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 9)
     assert starts_for(1e8, np.ones((500, 10)), BROAD) == int(1e8 / a_start)
-    a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 5 * 100 * 2)
-    assert starts_for(1e9, np.ones((500, 10)), NEARBY) == int(1e9 / a_start)
-    # Where there are hundreds of rows for a direction kinks are rounded to the end.
-    fine = 2.0 * 50_000 * 10 * (2 * 9 + 0.5 * 4 * 13)
-    assert starts_for(1e9, np.broadcast_to(1.0, (50_000, 10)), NEARBY) == int(1e9 / fine)
+    # A step to the top sees all rows one and a half times, and few rows for every two directions.
+    rows_within = sum(10 + 500 * width for width in (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001))
+    a_start = 4 * (6 * 1.5 * 2 * 500 * 10 + rows_within * 10**2 + 6 * 10**3 / 3)
+    assert starts_for(1e8, np.ones((500, 10)), NEARBY) == int(1e8 / a_start)
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
     assert_array_equal(U[:, 0], np.repeat([1, -1], 10))
