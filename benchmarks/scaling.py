@@ -1,8 +1,8 @@
 """Cost of one iteration against the number of rows, of directions and of neurons: linear in each.
 
-An iteration is one quasi-Newton step of the descent, and one convex-concave step of the search (ten
-projected gradient steps) from as many starts as there are neurons. Prints CPU seconds and the slopes of
-straight lines fitted to their logarithms, where 1 is linear, and writes a plot.
+An iteration is one quasi-Newton step of the descent, and ten gradient steps of the search from as many starts
+as there are neurons. (The way of the best few of them to the top is not linear in the directions.) Prints CPU
+seconds and the slopes of straight lines fitted to their logarithms, where 1 is linear, and writes a plot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from skcvxbn.losses import LinearQuadratic
 from skcvxbn.solvers import Problem
-from skcvxbn.solvers.convex_concave import Sharp
+from skcvxbn.solvers.ascent import Rounded
 from skcvxbn.solvers.descent import descend
 from skcvxbn.solvers.search import search
 
@@ -27,7 +27,7 @@ SWEEPS = {
     "directions": (64, 128, 256, 512, 1024),
     "neurons": (32, 64, 128, 256, 512),
 }
-DESCENT_STEPS, PROJECTIONS = 10, 10
+DESCENT_STEPS, SEARCH_STEPS = 10, 10
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def _measure(*, rows: int, directions: int, neurons: int, outputs: int, repeats:
         start = process_time()
         descend(problem, S, V, widths=(0.1,), n_steps=DESCENT_STEPS)
         middle = process_time()
-        search(A, R, S, V, stages=(Sharp(1, PROJECTIONS),))
+        search(A, R, S, V, stages=(Rounded((0.1,), SEARCH_STEPS),))
         descents.append((middle - start) / DESCENT_STEPS)
         searches.append(process_time() - middle)
     return float(np.median(descents)), float(np.median(searches))

@@ -26,7 +26,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skcvxbn.arrays import Array, identity, like, namespace, numpy_dtype, positive_part, take, to_numpy, zeros
+from skcvxbn.arrays import (
+    Array,
+    identity,
+    like,
+    namespace,
+    numpy_dtype,
+    positive_part,
+    row_blocks,
+    take,
+    to_numpy,
+    zeros,
+)
 from skcvxbn.solvers.landscape import Landscape, Points, better, unit
 
 # Damping after a step that came out lower, how much more after the next, and below which it ends.
@@ -35,6 +46,8 @@ _DAMPED, _MORE, _LEAST = 4.0, 4.0, 1.0
 _TOLERATED = 1e-7
 # The curvature of a value that is small, or negative, is that at this share of the gradient's length.
 _SMALL = 0.1
+# Evaluations that a step takes as long as, without its curvature.
+_PRICE = 4.0
 # Numbers of a table of rows within the width.
 _TABLE = 2**22
 
@@ -70,7 +83,7 @@ class Newton(NamedTuple):
         for width in self.widths:
             n_within = min(n_rows, rank + width * n_rows)
             curvature = (n_within * rank**2 + rank**3 / 3) / (2.0 * n_rows * rank)
-            evaluations += (self.n_steps + 1) * (1.5 + curvature)
+            evaluations += (self.n_steps + 1) * (_PRICE + curvature)
         return n_climbing * evaluations
 
     def limited(self, most: float, fewest: int, shape: tuple[int, int]) -> Newton:
@@ -153,9 +166,12 @@ class _RoundedKinks:
     def _bends(self, point: _Point) -> Array:
         """How kinks bend the value down, of shape (n_points, rank + 1, rank + 1)."""
         land = self._landscape
-        within = namespace(point.S).abs(point.S.T @ land.A.T) < self._width[:, None]
-        number, row = np.divmod(np.flatnonzero(to_numpy(within)), within.shape[1])
-        # One pass over all rows; what follows is for the few that are near.
+        # A pass over all rows; what follows is for the few that are near.
+        within = np.zeros((point.S.shape[1], land.A.shape[0]), dtype=np.bool_)
+        for rows in row_blocks(land.A):
+            near = namespace(point.S).abs(point.S.T @ land.A[rows, :].T) < self._width[:, None]
+            within[:, rows] = to_numpy(near)
+        number, row = np.divmod(np.flatnonzero(within), within.shape[1])
         V = take(land.R, row, axis=0) * take(point.U, number, axis=0)
         weights = positive_part(-namespace(V).sum(V, axis=1)) / (2 * take(self._width, number, axis=0))
         falling = np.flatnonzero(to_numpy(weights) > 0)

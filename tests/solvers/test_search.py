@@ -294,9 +294,9 @@ def test_starts_are_as_many_as_the_budget_allows():
     # Of a stage without a limit about half are left.
     a_start = 2.0 * 500 * 10 * (2 * 9 + 0.5 * 9)
     assert starts_for(1e8, np.ones((500, 10)), BROAD) == int(1e8 / a_start)
-    # A step to the top sees all rows one and a half times, and few rows for every two directions.
+    # A step to the top takes as long as four, and the few rows within the width for every two directions.
     rows_within = sum(10 + 500 * width for width in (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001))
-    a_start = 4 * (6 * 1.5 * 2 * 500 * 10 + rows_within * 10**2 + 6 * 10**3 / 3)
+    a_start = 4 * (6 * 4.0 * 2 * 500 * 10 + rows_within * 10**2 + 6 * 10**3 / 3)
     assert starts_for(1e8, np.ones((500, 10)), NEARBY) == int(1e8 / a_start)
     S, U = random_starts(4, 1, 10, np.random.RandomState(0))
     assert_array_equal(S[:, :10], S[:, 10:])
