@@ -14,6 +14,7 @@ from skcvxbn.solvers.neurons import Neurons
 from skcvxbn.solvers.search import (
     BRIEF,
     BROAD,
+    FINISH,
     NARROW,
     NEARBY,
     QUICK,
@@ -88,7 +89,7 @@ class DualSearch:
         self._problem, self._single, self._options = problem, single, options
         self.found = self._maxima = Candidates(idle.S, idle.U, np.zeros(0))
         self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
-        self._n_tried, self._broad = 0, False
+        self._n_tried = 0
 
     @property
     def lower_bound(self) -> float:
@@ -109,7 +110,6 @@ class DualSearch:
             A search for as many as there are climbs from all that were nearly violated, and takes about so
             many multiplications for random starts. By default it is a quick one, for the largest.
         """
-        self._broad = breadth is not None
         if breadth is None:
             stages = quick_stages(self._problem.A, self._problem.rows)
             self.found = self._searched(neurons.R, neurons, stages)
@@ -143,7 +143,7 @@ class DualSearch:
         if brief:
             batches = 2 * [quick_stages(self._problem.A, self._problem.rows)]
         R, neurons = self.point.R, self.point.neurons
-        if self._broad and len(neurons) > _MANY and batches[0] is THOROUGH:
+        if len(neurons) > _MANY and batches[0] is THOROUGH:
             # Where neurons are many, so are narrow maxima next to them: these take thousands of starts.
             batches = [TOPS, THOROUGH, NARROW]
         for number, stages in enumerate(batches, start=1):
@@ -178,8 +178,7 @@ class DualSearch:
     def _searched(self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
         rows, effort = self._problem.rows, self._effort
-        # What is stated to seven digits is not searched for in as many.
-        A = (self._single if self._options.tol >= _SINGLE else self._problem).A
+        A = self._single.A
         wanted = max(8, int(times * effort * self._options.search_starts))
         if stages in (QUICK, BRIEF):
             wanted = _QUICK_STARTS
@@ -190,7 +189,11 @@ class DualSearch:
         S, U = self._fresh(known, n_starts, n_starts)
         S, U = concat([known.S, S], axis=1), concat([known.U, U], axis=0)
         found = search(A, astype(R, numpy_dtype(A)), S, U, stages=stages, rows=rows)
-        return verified(self._problem.A, R, found, rows)
+        if self._options.tol >= _SINGLE:
+            return verified(self._problem.A, R, found, rows)
+        # What is stated to seven digits is searched for in six, and then finished.
+        found = found.astype(numpy_dtype(self._problem.A))
+        return search(self._problem.A, R, found.S, found.U, stages=FINISH, rows=rows)
 
     def _searched_broadly(
         self, R: Array, neurons: Neurons, breadth: float, *, next_to_neurons: bool = False

@@ -271,6 +271,10 @@ class _Generation:
                 return
             if self.way is _Way.TURNS:
                 self._begin_program()
+            elif self.way is _Way.DESCENT and (neurons := self._within_reach()) is not None:
+                # What only long searches find is for rounds that have them.
+                self.neurons = neurons
+                self._give_way()
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress, narrower)
         elif self.way is _Way.WEIGHTS and progress < _STANDSTILL * options.tol and not narrower:

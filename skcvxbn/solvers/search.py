@@ -32,13 +32,15 @@ THOROUGH: Stages = (
     Newton(_TO_THE_TOP, 4, n_best=48),
 )
 # Wide kinks lead most starts to the widest maxima; these find the others.
-NARROW: Stages = (Newton(_TO_THE_TOP, 6),)
+NARROW: Stages = (Newton((0.03, *_TO_THE_TOP), 4),)
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
 BROAD: Stages = (Rounded((0.3, 0.1), 8, share=0.9), Rounded((0.03,), 8, share=0.95))
 # What is known to be near a maximum, and more of it, from where there are many more to see.
 NEARBY: Stages = (Newton((0.03, *_TO_THE_TOP), 3, n_best=600),)
 TOPS: Stages = (Newton((0.03, *_TO_THE_TOP), 4, n_best=2000),)
+# The last digits of what single precision has found.
+FINISH: Stages = (Newton((0.0003, 0.0001, 0.00003, 0.00001), 2, n_best=16),)
 # The last stage takes no more than this share of what a search may cost.
 _LAST_SHARE, _FEWEST_LAST = 0.5, 8
 # Evaluations of the rows that a search may cost, in multiplications.
@@ -49,10 +51,11 @@ _AFFORDABLE: dict[Stages, float] = {
     NARROW: 8e9,
     BROAD: 8e9,
     NEARBY: 1e11,
-    TOPS: 2e11,
+    TOPS: 5e10,
+    FINISH: 1e10,
 }
 # Starts of a search, at least, at most, and how many times that a quick one with so few may cost.
-_FEWEST, _MOST, _DEAREST = 8, 2**20, 10.0
+_FEWEST, _MOST, _DEAREST = 8, 2**20, 15.0
 # Share of the starts of a broad search that is left after each stage, roughly.
 _LEFT = 0.5
 # Points that are compared together.

@@ -204,3 +204,20 @@ def test_narrow_maxima_next_to_a_neuron_are_searched_for(rugged, monkeypatch):
     # They come to the same maximum, to single precision.
     assert near.found.largest >= apart.found.largest * (1 - 1e-6)
     assert len(near.found.values) > len(apart.found.values) == 1
+
+
+def test_a_tight_tolerance_finishes_what_single_precision_has_found(rugged, options):
+    """Maxima in double precision: to climb from them again in double gains nothing."""
+    problem, _ = rugged
+    idle = Neurons.of_network(problem, np.zeros((9, 0)), np.zeros((0, 1)), 0.0)
+    largest = []
+    for tol in (1e-4, 1e-7):
+        single = problem.astype(np.float32)
+        search = DualSearch(problem, single, options(tol=tol, seed=0, search_starts=256), idle)
+        search.search(idle)
+        assert search.found.S.dtype == np.float64
+        again = search_module.search(problem.A, problem.zero.R, search.found.S, search.found.U, stages=QUICK)
+        largest.append((search.found.largest, again.largest))
+    (loose, _), (tight, again) = largest
+    assert tight >= loose * (1 - 1e-12)
+    assert again <= tight * (1 + 1e-9)
