@@ -36,7 +36,6 @@ __all__ = [
     "take",
     "tiny",
     "to_numpy",
-    "transposed_product",
     "whole_numbers",
     "zeros",
 ]
@@ -48,8 +47,6 @@ _NAMESPACES: dict[type, Any] = {}
 
 # Narrower products are not worth the halving.
 _FEWEST_COLUMNS = 64
-# From more columns on libraries multiply a transposed matrix as fast as any.
-_FEW_COLUMNS = 16
 # Rows that a processor takes together: so many that what they need stays in its cache.
 _BLOCK = 512
 # Numbers that the rows of a pattern are told apart by. Their sums are exact in float64 up to 2^27 rows.
@@ -210,11 +207,6 @@ def inner_products(M: Array) -> Array:
 def in_eights(count: int) -> int:
     """Round up to a multiple of eight: matrix products of other shapes take up to a fifth more time."""
     return -(-count // 8) * 8
-
-
-def transposed_product(A: Array, x: Array) -> Array:
-    """``A^T x``, for few columns by way of ``x^T A``, which takes half to a seventh of the time."""
-    return (x.T @ A).T if x.shape[1] <= _FEW_COLUMNS else A.T @ x
 
 
 def lengths(M: Array, axis: int) -> Array:
