@@ -90,6 +90,7 @@ class DualSearch:
         self.found = self._maxima = Candidates(idle.S, idle.U, np.zeros(0))
         self.point = DualPoint(problem.feasible(problem.zero.R), idle, np.inf)
         self._n_tried = 0
+        self._searched_broadly_last: Neurons | None = None
 
     @property
     def lower_bound(self) -> float:
@@ -98,6 +99,10 @@ class DualSearch:
 
     def _bound(self, R: Array, largest: float) -> float:
         return self._problem.dual_bound(R, largest * (1 + _MARGIN * self._options.tol))
+
+    def has_searched_broadly(self, neurons: Neurons) -> bool:
+        """Whether `found` is what a broad search for a network's violations found."""
+        return self._searched_broadly_last is neurons
 
     def search(self, neurons: Neurons, *, breadth: float | None = None) -> float:
         """Search for violations of a network's dual point, keep it if it is the best; return its bound.
@@ -177,6 +182,7 @@ class DualSearch:
 
     def _searched(self, R: Array, neurons: Neurons, stages: Stages, *, times: int = 1) -> Candidates:
         """Climb from random points, so many times more than usual, and from what was most violated."""
+        self._searched_broadly_last = None
         rows, effort = self._problem.rows, self._effort
         A = self._single.A
         wanted = max(8, int(times * effort * self._options.search_starts))
@@ -202,6 +208,7 @@ class DualSearch:
 
         Of these some are near all that is known, or only near neurons.
         """
+        self._searched_broadly_last = neurons
         rows, A, beta = self._problem.rows, self._single.A, self._problem.beta
         narrow_R = astype(R, np.float32)
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)

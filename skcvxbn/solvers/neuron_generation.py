@@ -51,8 +51,9 @@ _NARROWING = 0.9
 _STANDSTILL = 0.03
 # Rounds between two broad searches, at most, and the share of a broad search's gap that is worth the next.
 _NEARBY_ROUNDS, _MET = 3, 0.1
-# Accuracy of output weights, and of the cosine from which on neurons are one, as a share of the gap.
-_WEIGHT_ACCURACY = 0.03
+# Accuracy of output weights, and of the cosine from which on neurons are one, as shares of the gap: between
+# neurons that close there may be kinks.
+_WEIGHT_ACCURACY, _ONE = 0.03, 0.003
 # Where searches are dear, a larger gap than this is not worth one that only tests it.
 _WORTH_A_TEST = 0.1
 # What merging neurons at the end may cost, as a share of the tolerance.
@@ -201,9 +202,9 @@ class _Generation:
     def _solve(self) -> None:
         most = self.options.max_neurons
         if self.way is _Way.WEIGHTS:
-            share = _WEIGHT_ACCURACY * float(np.clip(self.gap, self.options.tol, 1e-2))
-            smoothed = self.problem.smoothed(self.rounding)
-            self.neurons = self.neurons.reweighted(smoothed, self.newcomers, share)
+            gap = float(np.clip(self.gap, self.options.tol, 1e-2))
+            smoothed, accuracy = self.problem.smoothed(self.rounding), _WEIGHT_ACCURACY * gap
+            self.neurons = self.neurons.reweighted(smoothed, self.newcomers, accuracy, 1 - _ONE * gap)
             return
         if self.n_iter > 1 and (self.way is not _Way.PROGRAM or not self._affordable):
             self._descend(self.newcomers)
@@ -277,8 +278,12 @@ class _Generation:
                 self._give_way()
         elif self.way is _Way.DESCENT:
             self._leave_descent(progress, narrower)
-        elif self.way is _Way.WEIGHTS and progress < _STANDSTILL * options.tol and not narrower:
-            self.standing_still += 1
+        elif self.way is _Way.WEIGHTS:
+            if progress >= _STANDSTILL * options.tol or narrower:
+                self.standing_still = 0
+            elif self.n_nearby == 0:
+                # What is known may be exhausted where a broad search would find more.
+                self.standing_still += 1
             if self.standing_still >= self.patience:
                 self.neurons, self.way, self.standing_still = self.best, _Way.PROGRAM, 0
         elif self.way is _Way.TURNS and progress < _STANDSTILL * self.gap and not narrower:
@@ -342,8 +347,12 @@ class _Generation:
     def _begin_program(self) -> None:
         """Give the rounds to what leaves no arrangement that it is not shown."""
         self.way = _Way.WEIGHTS if self.reach.weighs(self._n_significant) else _Way.PROGRAM
-        self.n_nearby = _NEARBY_ROUNDS
-        self._search()
+        if self.duals.has_searched_broadly(self.neurons):
+            # What refuted the bound of descent is what a search would find.
+            self.n_nearby, self.broad_gap = 0, self.gap
+        else:
+            self.n_nearby = _NEARBY_ROUNDS
+            self._search()
 
     def solution(self) -> Solution:
         """Return the best network and the best bound."""

@@ -132,18 +132,18 @@ class Neurons:
         neurons = replace(self, S=S * sizes, U=V / sizes[:, None], bias=bias)
         return neurons.take(np.flatnonzero(used | (pull > (1 - _SLACK) * problem.beta)))
 
-    def reweighted(self, problem: Problem, newcomers: Candidates, share: float) -> Neurons:
+    def reweighted(self, problem: Problem, newcomers: Candidates, accuracy: float, cosine: float) -> Neurons:
         """Best output weights of the hidden directions of neurons and newcomers; those of no use leave.
 
-        Those are added up whose cosine differs from one by less than this share, to which weights are exact.
+        Weights are exact to this share of their cost at most. Neurons of a larger cosine are added up.
         """
         S = concat([self.S, astype(newcomers.S, numpy_dtype(self.S))], axis=1)
         V = concat([self.U, zeros(newcomers.U.shape, self.U)], axis=0)
-        accuracy = min(share, ACCURACY)
+        accuracy = min(accuracy, ACCURACY)
         S, V, bias = reweighted(problem, S, V, self.bias, accuracy)
         if V.shape[0] == 0:
             return self
-        S, V, _ = gather(S, V, 1 - share)
+        S, V, _ = gather(S, V, cosine)
         S, V, bias = reweighted(problem, S, V, bias, accuracy)
         return Neurons.of_network(problem, S, V, NO_WEIGHT, guess=bias)
 

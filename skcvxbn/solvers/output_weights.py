@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 
 _TELL_APART = 1e-6
-# Penalty of the alternating directions: at the start as a typical neuron's cost for its size, at least as a
-# share of all inner products that is above the rounding of single precision, and most change at a time.
-_PENALTY, _LEAST_PENALTY, _CHANGE = 0.05, 1e-6, 5.0
-# Their relaxation, and steps at a time.
-_RELAXATION, _STEPS = 1.6, 40
-# What Newton's method adds to the inner products, as a share of all, for the same reason.
-_DAMPING = 1e-8
-# The two take turns until the conditions of an optimum hold to this share, or for so many rounds.
-ACCURACY, _ROUNDS = 1e-5, 15
+# Damping of the first step, as a share of all inner products; by how much it falls after a step that leads
+# down, and rises after another; the least, that of rounding, and the largest, with which nothing moves.
+_DAMPING, _LESS, _MORE, _LEAST, _LARGEST = 1e-7, 0.1, 100.0, 1e-13, 1.0
+# Values that differ by this share are equal up to rounding.
+_EQUAL = 1e-15
+# What keeps a Hessian definite, as a share of its trace.
+_DEFINITE = 1e-13
+# Share to which the conditions of an optimum hold, and most steps.
+ACCURACY, _STEPS = 1e-5, 30
 
 
 def nonnegative_sizes(H: NDArray, y: NDArray, beta: float) -> NDArray:
@@ -82,11 +82,12 @@ def nonnegative_least_squares(M: NDArray, b: NDArray) -> NDArray:
 def improved_weights(
     gram: NDArray, linear: NDArray, V: NDArray, beta: float, accuracy: float = ACCURACY
 ) -> NDArray:
-    """Minimise ``1/2 tr(V^T gram V) - tr(linear^T V) + beta * sum_j ||v_j||``, a group lasso, from a start.
+    r"""Minimise ``1/2 tr(V^T gram V) - tr(linear^T V) + beta * sum_j ||v_j||``, a group lasso, from a start.
 
-    Neurons are alike, and have a large common part: gradient steps would take thousands. Here the alternating
-    direction method of multipliers finds which neurons are needed, in some dozen steps, and Newton's method
-    their sizes, in one or two.
+    Neurons are alike, and have a large common part: gradient steps would take thousands. Here Newton's method
+    finds their sizes, one number a neuron for any number of outputs, in a few steps. Inner products may be
+    singular, and with rounding indefinite: to what a step minimises a little of :math:`\|V - V_0\|^2` is
+    added, for the last weights :math:`V_0`. A step that does not lead down is repeated with more of it.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def improved_weights(
     linear : ndarray of shape (n_neurons, n_outputs)
         Inner products of the hidden outputs with the target.
     V : ndarray of shape (n_neurons, n_outputs)
-        A start, whose typical size sets the penalty of the first steps.
+        A start.
     beta : float
         Cost of size.
     accuracy : float
@@ -118,48 +119,23 @@ def improved_weights(
     def value(V: NDArray) -> float:
         return float(np.vdot(V, gram @ V / 2 - linear)) + beta * float(np.linalg.norm(V, axis=1).sum())
 
-    sizes, trace = np.linalg.norm(V, axis=1), float(np.trace(gram))
-    typical = float(sizes @ sizes) / (float(sizes.sum()) or 1.0)
-    penalty = _PENALTY * beta / typical if typical > 0 else trace / max(len(gram), 1)
-    # What pulls at a neuron in excess of its cost is in balance at the optimum.
-    dual = _shortened(linear - gram @ V, beta)
-    V, dual, penalty = _alternated(gram, linear, V, dual, beta, penalty)
-    for _ in range(_ROUNDS):
-        if _is_optimal(V, linear - gram @ V, beta, accuracy):
+    lowest, damping, scale = value(V), _DAMPING, float(np.trace(gram))
+    for _ in range(_STEPS):
+        if damping > _LARGEST or _is_optimal(V, linear - gram @ V, beta, accuracy):
             break
-        resized = V
-        # The inner products that rounding leaves may have no factor.
+        moved, reached = V, np.inf
+        # With too little damping what rounding leaves may have no factor.
         with suppress(np.linalg.LinAlgError):
-            resized = _resized(gram, linear, V, beta)
-        if value(resized) < value(V):
-            V, dual = resized, _shortened(linear - gram @ resized, beta)
+            moved = _resized(gram, linear, V, beta, damping * scale)
+            reached = value(moved)
+        if reached <= lowest + _EQUAL * abs(lowest):
+            V, lowest, damping = moved, reached, max(_LESS * damping, _LEAST)
         else:
-            V, dual, penalty = _alternated(gram, linear, V, dual, beta, penalty)
+            damping *= _MORE
     return V
 
 
-def _alternated(
-    gram: NDArray, linear: NDArray, V: NDArray, dual: NDArray, beta: float, penalty: float
-) -> tuple[NDArray, NDArray, float]:
-    """Some steps of the alternating direction method of multipliers, and the penalty for the next ones."""
-    # Rounding may have left the inner products a little short of positive semidefinite.
-    penalty = max(penalty, _LEAST_PENALTY * float(np.trace(gram))) or 1.0
-    inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
-    free = last = V
-    for _ in range(_STEPS):
-        last, free = V, inverse @ (linear + penalty * V - dual)
-        moved = dual + penalty * (_RELAXATION * free + (1 - _RELAXATION) * V)
-        dual = _shortened(moved, beta)
-        V = (moved - dual) / penalty
-    # A large penalty keeps the two sets of weights together, and a small one lets them move.
-    apart = float(np.linalg.norm(free - V) * np.linalg.norm(dual))
-    moving = penalty * float(np.linalg.norm(V - last) * np.linalg.norm(V))
-    if apart > 0 and moving > 0:
-        penalty *= min(max((apart / moving) ** 0.5, 1 / _CHANGE), _CHANGE)
-    return V, dual, penalty
-
-
-def _resized(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray:
+def _resized(gram: NDArray, linear: NDArray, V: NDArray, beta: float, damping: float) -> NDArray:
     r"""Take a step of Newton's method on the sizes of the neurons.
 
     As :math:`\|v\| = \min_s (\|v\|^2 / s + s) / 2`, the weights of given sizes are a ridge regression's, and
@@ -170,23 +146,38 @@ def _resized(gram: NDArray, linear: NDArray, V: NDArray, beta: float) -> NDArray
     """
     sizes, pulls = np.linalg.norm(V, axis=1), np.linalg.norm(linear - gram @ V, axis=1)
     taking_part = np.flatnonzero((sizes > 0) | (pulls > beta))
-    G, target, sizes = gram[np.ix_(taking_part, taking_part)], linear[taking_part], sizes[taking_part]
+    sizes, G = sizes[taking_part], _with_diagonal(gram, taking_part, damping)
+    target = linear[taking_part] + damping * V[taking_part]
     roots = np.sqrt(sizes / beta)[:, None]
     scaled = roots * G
-    factor = np.linalg.cholesky(np.eye(len(G)) + scaled * roots.T)
+    factor = linalg.cholesky(np.eye(len(G)) + scaled * roots.T, lower=True, check_finite=False)
     half = linalg.solve_triangular(factor, scaled, lower=True, check_finite=False)
     pull = target - half.T @ linalg.solve_triangular(factor, roots * target, lower=True, check_finite=False)
     hessian = (G - half.T @ half) * (pull @ pull.T)
-    hessian += _DAMPING * beta**2 * (float(np.trace(G)) or 1.0) * np.eye(len(G))
     wanted = hessian @ sizes + beta / 2 * (np.sum(pull**2, axis=1) - beta**2)
     # Sizes that would be negative are zero, and the others are solved for again.
-    left, found = np.arange(len(G)), np.linalg.solve(hessian, wanted)
-    while np.any(found <= 0):
+    left, found = np.arange(len(G)), np.zeros(0)
+    while len(left) > 0:
+        found = _solved(_with_diagonal(hessian, left, _DEFINITE * float(np.trace(hessian))), wanted[left])
+        if np.all(found > 0):
+            break
         left = left[found > 0]
-        found = np.linalg.solve(hessian[np.ix_(left, left)], wanted[left])
     resized = np.zeros_like(V)
-    resized[taking_part[left]] = np.linalg.solve(G[np.ix_(left, left)] + np.diag(beta / found), target[left])
+    if len(left) > 0:
+        resized[taking_part[left]] = _solved(_with_diagonal(G, left, beta / found), target[left])
     return resized
+
+
+def _with_diagonal(M: NDArray, which: NDArray, added: NDArray | float) -> NDArray:
+    """Some rows and columns of a square matrix, with something added to the diagonal."""
+    part = M[np.ix_(which, which)]
+    part.flat[:: len(part) + 1] += added
+    return part
+
+
+def _solved(M: NDArray, b: NDArray) -> NDArray:
+    """Solve a system of equations with a positive definite matrix."""
+    return linalg.cho_solve(linalg.cho_factor(M, lower=True, check_finite=False), b, check_finite=False)
 
 
 def _is_optimal(V: NDArray, pull: NDArray, beta: float, accuracy: float) -> bool:
@@ -194,8 +185,3 @@ def _is_optimal(V: NDArray, pull: NDArray, beta: float, accuracy: float) -> bool
     largest = float(np.linalg.norm(pull, axis=1).max(initial=0.0))
     cost = beta * float(np.linalg.norm(V, axis=1).sum())
     return largest <= beta * (1 + accuracy) and cost - float(np.vdot(V, pull)) <= accuracy * cost
-
-
-def _shortened(V: NDArray, most: float) -> NDArray:
-    """Rows, of which those that are longer than that are made so long."""
-    return V * (most / np.maximum(np.linalg.norm(V, axis=1, keepdims=True), most))

@@ -333,6 +333,6 @@ def test_where_output_weights_stand_still_the_program_takes_over(options, monkey
     monkeypatch.setattr(
         Neurons,
         "reweighted",
-        lambda self, problem, new, share: reweighted(self, problem, new.take(np.arange(0)), share),
+        lambda self, problem, new, *shares: reweighted(self, problem, new.take(np.arange(0)), *shares),
     )
     assert generate_neurons(instance(150, 6, ratio=0.03), options(1e-4)).converged
