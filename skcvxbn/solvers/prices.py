@@ -44,8 +44,9 @@ _HIGHER = 1e-6
 _HOPEFUL = 0.5
 # Of two climbs of one arrangement with a larger cosine of output directions one is left. Maxima have 0.99.
 _ALIKE = 0.999
-# Known climbs above this share of beta have others start near them, whose output directions are this far off.
-_NEAR, _ANGLE = 0.95, 0.3
+# Known climbs above this share of beta have others start near them, whose output directions are this far off
+# by turns: most maxima that are still missing are next to known ones, and random starts do not find them.
+_NEAR, _DISTANCES = 0.95, (0.3, 1.0)
 # Projections of a smaller share of the length of their target are zero.
 _ROUNDING = 1e-10
 # A climb that grows by a smaller share than this has ended.
@@ -177,7 +178,8 @@ class _DirectionPrices:
         known = self._known.take(self._known.neurons.sizes > _NEAR * self._problem.beta)
         known = known.take(np.tile(np.arange(len(known.growth)), n_near))
         noise = self._random.standard_normal(known.neurons.U.shape) / math.sqrt(M.shape[2])
-        neurons = known.led(M, _unit(known.neurons.U + _ANGLE * noise), 0.0, _ROUGH_PASSES)
+        noise *= np.resize(_DISTANCES, len(noise))[:, None]
+        neurons = known.led(M, _unit(known.neurons.U + noise), 0.0, _ROUGH_PASSES)
         return replace(known, neurons=neurons, growth=np.ones(len(neurons))).take(neurons.sizes > 0)
 
     def _starts(self, M: NDArray, effort: _Effort) -> OwnedNeurons:
