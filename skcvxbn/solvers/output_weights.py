@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,17 +118,19 @@ def improved_weights(
     def value(V: NDArray) -> float:
         return float(np.vdot(V, gram @ V / 2 - linear)) + beta * float(np.linalg.norm(V, axis=1).sum())
 
-    lowest, damping, scale = value(V), _DAMPING, float(np.trace(gram))
+    lowest, scale, damping, least = value(V), float(np.trace(gram)), _DAMPING, _LEAST
     for _ in range(_STEPS):
         if damping > _LARGEST or _is_optimal(V, linear - gram @ V, beta, accuracy):
             break
-        moved, reached = V, np.inf
-        # With too little damping what rounding leaves may have no factor.
-        with suppress(np.linalg.LinAlgError):
+        try:
             moved = _resized(gram, linear, V, beta, damping * scale)
-            reached = value(moved)
+        except np.linalg.LinAlgError:
+            # What rounding leaves of the inner products has no factor with less.
+            damping = least = damping / _LESS
+            continue
+        reached = value(moved)
         if reached <= lowest + _EQUAL * abs(lowest):
-            V, lowest, damping = moved, reached, max(_LESS * damping, _LEAST)
+            V, lowest, damping = moved, reached, max(_LESS * damping, least)
         else:
             damping *= _MORE
     return V

@@ -133,6 +133,18 @@ def test_a_broad_search_has_as_many_starts_as_it_is_worth(rugged):
     assert len(search.found.values) > 3 * few > 0
 
 
+def test_whose_violations_a_broad_search_found_last_is_remembered(rugged):
+    search, neurons = rugged[1](0)
+    other = replace(neurons, bias=neurons.bias + 1)
+    search.search(neurons)
+    assert not search.has_searched_broadly(neurons)
+    search.search(neurons, breadth=1.0)
+    assert search.has_searched_broadly(neurons)
+    assert not search.has_searched_broadly(other)
+    search.search(neurons)
+    assert not search.has_searched_broadly(neurons)
+
+
 def test_a_broad_search_has_no_more_starts_than_fit_in_memory(rugged, monkeypatch):
     make = rugged[1]
     monkeypatch.setattr(dual_search, "_MOST_STARTS", 10)

@@ -129,8 +129,8 @@ def test_many_neurons_that_are_alike(n_outputs, beta):
     beta *= np.linalg.norm(linear, axis=1).max()
     V = improved_weights(gram, linear, 0.1 * rng.standard_normal(linear.shape), beta)
     pull, cost = linear - gram @ V, beta * np.linalg.norm(V, axis=1).sum()
-    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 5e-4)
-    assert cost - np.sum(pull * V) <= 5e-4 * cost
+    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 2e-4)
+    assert cost - np.sum(pull * V) <= 2e-4 * cost
 
 
 @pytest.mark.parametrize("start", [0.0, 1e-3, 1e3])
@@ -142,12 +142,12 @@ def test_a_start_that_is_far_off(seed, start):
     beta = 0.01 * np.linalg.norm(linear, axis=1).max()
     V = improved_weights(gram, linear, start * rng.standard_normal((60, 2)), beta)
     pull, cost = linear - gram @ V, beta * np.linalg.norm(V, axis=1).sum()
-    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 2e-5)
-    assert abs(cost - np.sum(pull * V)) <= 2e-5 * cost
+    assert np.linalg.norm(pull, axis=1).max() <= beta * (1 + 1e-5)
+    assert abs(cost - np.sum(pull * V)) <= 1e-5 * cost
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_the_start_sets_the_scale_of_the_method_only(size):
+def test_units_do_not_matter(size):
     rng = np.random.default_rng(0)
     H = np.maximum(rng.standard_normal((50, 10)), 0)
     y = rng.standard_normal((50, 2))
