@@ -163,9 +163,10 @@ def test_regressors_agree_with_numpy(loss, dtype, fit_intercept, device):
 def test_classifiers_agree_with_numpy(loss, n_classes, device):
     X, y = data()
     labels = classes(y, n_classes)
-    # With several outputs the search and descent, in single precision, stop earlier.
+    # With several outputs the search and descent, in single precision, stop earlier; and where the loss has
+    # kinks too, how many rounds it takes is a matter of luck, on either backend.
     tol = 1e-5 if n_classes == 2 else 1e-4
-    parameters = {"loss": loss, "beta_ratio": 0.2, "tol": tol}
+    parameters = {"loss": loss, "beta_ratio": 0.2, "tol": tol, "max_iter": 60}
     one, other = (
         ConvexBNClassifier(**parameters, **where, random_state=0).fit(X, labels)
         for where in ({}, {"backend": "torch", "device": device})

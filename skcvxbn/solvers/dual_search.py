@@ -213,6 +213,7 @@ class DualSearch:
         narrow_R = astype(R, np.float32)
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)
         known = known.astype(np.float32)
+        found = search(A, narrow_R, known.S, known.U, stages=NEARBY, rows=rows)
         if breadth:
             centres = known
             if next_to_neurons:
@@ -220,9 +221,9 @@ class DualSearch:
                 centres = self._most_violated(R, neurons, nothing, _NEAR * beta, _MOST_KNOWN)
             S, U = self._fresh(centres.astype(np.float32), *self._n_fresh(breadth))
             new = search(A, narrow_R, S, U, stages=BROAD, rows=rows, enough=beta)
-            known = known.joined(new.take(new.values >= _NEAR * beta))
-        stages = TOPS if breadth else NEARBY
-        found = search(A, narrow_R, known.S, known.U, stages=stages, rows=rows)
+            new = new.take(new.values >= _NEAR * beta)
+            # Not together with those that are known: on their tops these would leave no room for others.
+            found = found.joined(search(A, narrow_R, new.S, new.U, stages=TOPS, rows=rows))
         # Of several that lead to one maximum each is a neuron to join as long as it is violated.
         found = found.joined(known.take(known.values > beta))
         self._maxima = verified(self._problem.A, R, found, rows)
