@@ -208,7 +208,7 @@ class DualSearch:
 
         Of these some are near all that is known, or only near neurons.
         """
-        self._searched_broadly_last = neurons
+        self._searched_broadly_last = neurons if breadth else None
         rows, A, beta = self._problem.rows, self._single.A, self._problem.beta
         narrow_R = astype(R, np.float32)
         known = self._most_violated(R, neurons, self._maxima, _NEAR * beta, _MOST_KNOWN)

@@ -143,7 +143,7 @@ def _resized(gram: NDArray, linear: NDArray, V: NDArray, beta: float, damping: f
     what is left to minimise over sizes is smooth and convex. Its gradient is
     :math:`(\beta - \|p_j\|^2 / \beta) / 2` for the pull :math:`p_j` at a neuron, and its Hessian
     :math:`p_j^T p_k K_{jk} / \beta^2` with :math:`K = (G^{-1} + \mathrm{diag}(s) / \beta)^{-1}`: of the order
-    of the number of neurons, for any number of outputs.
+    of the number of neurons, for any number of outputs. The damping is that of the square of the change.
     """
     sizes, pulls = np.linalg.norm(V, axis=1), np.linalg.norm(linear - gram @ V, axis=1)
     taking_part = np.flatnonzero((sizes > 0) | (pulls > beta))

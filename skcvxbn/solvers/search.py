@@ -36,7 +36,7 @@ NARROW: Stages = (Newton((0.03, *_TO_THE_TOP), 4),)
 # As many maxima as there are. Starts are given up early: one that will end high is rarely among the low ones
 # when kinks are still wide.
 BROAD: Stages = (Rounded((0.3, 0.1), 8, share=0.9), Rounded((0.03,), 8, share=0.95))
-# What is known to be near a maximum, and more of it, from where there are many more to see.
+# What is known to be near a maximum, and what a broad search has led near one.
 NEARBY: Stages = (Newton((0.03, *_TO_THE_TOP), 3, n_best=600),)
 TOPS: Stages = (Newton((0.03, *_TO_THE_TOP), 4, n_best=2000),)
 # The last digits of what single precision has found.

@@ -12,7 +12,7 @@ from skcvxbn.solvers.base import Problem
 from skcvxbn.solvers.dual_search import DualPoint, DualSearch
 from skcvxbn.solvers.landscape import unit
 from skcvxbn.solvers.neurons import Neurons
-from skcvxbn.solvers.search import BROAD, NARROW, QUICK, THOROUGH, Candidates, starts_for
+from skcvxbn.solvers.search import BROAD, NARROW, NEARBY, QUICK, THOROUGH, TOPS, Candidates, starts_for
 from skcvxbn.whitening import whiten
 
 
@@ -141,7 +141,8 @@ def test_whose_violations_a_broad_search_found_last_is_remembered(rugged):
     search.search(neurons, breadth=1.0)
     assert search.has_searched_broadly(neurons)
     assert not search.has_searched_broadly(other)
-    search.search(neurons)
+    # From what is known only.
+    search.search(neurons, breadth=0.0)
     assert not search.has_searched_broadly(neurons)
 
 
@@ -183,6 +184,22 @@ def test_maxima_of_earlier_rounds_are_known_later(rugged):
     fresh, neurons = make(1)
     fresh.search(neurons, breadth=1.0)
     assert (fresh.found.values > problem.beta).sum() < 0.5 * above.sum()
+
+
+def test_known_maxima_leave_new_points_room(rugged, monkeypatch):
+    search, neurons = rugged[1](0)
+    search.search(neurons, breadth=1e9)
+    n_known, climbing = len(search._maxima.values), {}
+
+    def noted(A, R, S, U, *, stages, **options):
+        climbing[stages] = S.shape[1]
+        return search_module.search(A, R, S, U, stages=stages, **options)
+
+    monkeypatch.setattr(dual_search, "search", noted)
+    search.search(neurons, breadth=1e9)
+    assert climbing[NEARBY] >= 0.5 * n_known > 0
+    # Of those that go to their tops together none is known: each of these is on its top.
+    assert 0 < climbing[TOPS] <= climbing[BROAD]
 
 
 def test_a_search_without_breadth_climbs_from_what_is_known(rugged, monkeypatch):
