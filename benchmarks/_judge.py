@@ -10,11 +10,21 @@ from _problems import Case
 from numpy.typing import NDArray
 
 from skcvxbn.solvers.landscape import unit
-from skcvxbn.solvers.search import BROAD, QUICK, TOPS, Candidates, random_starts, search, verified
+from skcvxbn.solvers.search import (
+    BROAD,
+    QUICK,
+    TOPS,
+    Candidates,
+    random_starts,
+    search,
+    starts_near,
+    verified,
+)
 
 # A method has reached an objective when it is this close, relatively.
 REACHED = 1e-6
-# Random starts of the common search, and of the quick one where the rows have more numbers than this.
+# Random starts of the common search, which has as many near what is known, and of the quick one where the
+# rows have more numbers than this.
 _STARTS, _STARTS_OF_LARGE, _LARGE = 4096, 16, 1e6
 # Directions of the best answer, and what was found from it, that every search starts from too.
 _MOST_KNOWN = 1000
@@ -101,15 +111,17 @@ class _BroadSearch:
     """A search for all violated constraints: climbs from thousands of starts to the very tops."""
 
     def __init__(self, case: Case, seed: int) -> None:
-        self.case, self.A = case, case.problem.A.astype(np.float32)
+        self.case, self.seed, self.A = case, seed, case.problem.A.astype(np.float32)
         self.random = _random_starts(case, _STARTS, seed).astype(np.float32)
 
     def __call__(self, R: NDArray, known: Candidates) -> Candidates:
-        narrow_R = (R / np.linalg.norm(R)).astype(np.float32)
-        found = search(self.A, narrow_R, self.random.S, self.random.U, stages=BROAD)
-        found = found.joined(known.astype(np.float32))
-        found = search(self.A, narrow_R, found.S, found.U, stages=TOPS)
-        return verified(self.case.problem.A, R, found)
+        narrow_R, known = (R / np.linalg.norm(R)).astype(np.float32), known.astype(np.float32)
+        near = starts_near(known.S, known.U, _STARTS, np.random.RandomState(self.seed))
+        S, U = np.hstack([self.random.S, near[0]]), np.vstack([self.random.U, near[1]])
+        new = search(self.A, narrow_R, S.astype(np.float32), U.astype(np.float32), stages=BROAD)
+        # Not together, or those that are known would leave new ones no room.
+        tops = [search(self.A, narrow_R, found.S, found.U, stages=TOPS) for found in (new, known)]
+        return verified(self.case.problem.A, R, tops[0].joined(tops[1]))
 
 
 def _largest(S: NDArray, V: NDArray, n_neurons: int) -> Candidates:
